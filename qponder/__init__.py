@@ -1,0 +1,10 @@
+"""Reasoning-based visual quality assessment: an open implementation of Q-Ponder
+
+Modules:
+
+- `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
+- `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
+- `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
+- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
+
+__version__ = "0.0.1"

@@ -1,0 +1,421 @@
+"Settings that are checked, stages that are skipped, continued or refused, and a record of it all."
+import errno
+import json
+import re
+from configparser import ConfigParser
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qponder import run as module
+from qponder.run import (STAGES, Common, Entry, Parts, Run, Stage, build, convert, default_file, difference, disk_error,
+                         entries, read_ini, read_overrides, read_settings, run_stage, run_stages, seed_all, sha,
+                         stage_settings, write_json)
+from qponder.scale import QPonderError
+
+ROOT = Path(__file__).resolve().parents[1]
+INI = '[DEFAULT]\nseed = 0\nsft_epochs = 2\ngrpo_steps = 10\n[nano]\nsft_epochs = 3\n[mine]\ninherits = nano\nlow = 0\n'
+
+
+@dataclass(frozen=True)
+class SFT:
+    epochs: int = 8
+    rate: float = .001
+    bold: bool = False
+    kind: Literal['a', 'b'] = 'a'
+
+    def __post_init__(self):
+        if not 0 < self.epochs < 100: raise QPonderError(f'epochs = {self.epochs} is out of range: 1 to 99')
+        if self.epochs > 50 and self.bold: raise QPonderError('epochs and bold do not go together')
+
+
+@dataclass(frozen=True)
+class GRPO:
+    steps: int = 5
+
+
+KINDS = {'sft': SFT, 'grpo': GRPO}
+
+
+@pytest.fixture
+def ini(tmp_path):
+    path = tmp_path/'settings.ini'
+    path.write_text(INI)
+    return path
+
+
+def refused(words, call, *args, **kwargs):
+    "The call fails with one line that holds all of `words`."
+    with pytest.raises(QPonderError) as e: call(*args, **kwargs)
+    assert '\n' not in str(e.value)
+    for word in words: assert word in str(e.value), str(e.value)
+
+
+# settings
+
+def test_inheritance(ini):
+    assert [read_settings(p, ini, kinds=KINDS).stages['sft'].epochs for p in ('nano', 'mine')] == [3, 3]
+    mine = read_settings('mine', ini, ['sft_epochs=7', 'seed=5'], KINDS)
+    assert (mine.stages['sft'].epochs, mine.stages['grpo'].steps, mine.common.seed, mine.common.low) == (7, 10, 5, 0.)
+    assert mine.flat()['grpo_steps'] == 10 and 'inherits' not in mine.flat()
+
+
+@pytest.mark.parametrize('line, words', [
+    ('sft_epohcs=3', ['sft_epohcs = 3', 'no such key', 'did you mean sft_epochs?']),
+    ('epochs=3', ['epochs = 3', 'no such key']),
+    ('sft_epochs=two', ['sft_epochs = two', 'whole number']),
+    ('sft_epochs=2.5', ['sft_epochs = 2.5', 'whole number']),
+    ('sft_epochs=0', ['sft_epochs = 0', 'out of range: 1 to 99']),
+    ('sft_epochs=', ['sft_epochs', 'whole number']),
+    ('sft_rate=inf', ['sft_rate = inf', 'a number']),
+    ('sft_bold=perhaps', ['sft_bold = perhaps', 'yes or no']),
+    ('sft_kind=c', ['sft_kind = c', 'one of a, b']),
+    ('low=wide', ['low = wide', 'a number']),
+    ('val_share=0.9', ['val_share = 0.9', '0.05 to 0.5']),
+    ('teacher=nobody', ['teacher = nobody', 'one of measured, served']),
+])
+def test_a_mistake_is_named_wherever_it_stands(ini, line, words):
+    refused(['command line:', *words], read_settings, 'nano', ini, [line], KINDS)
+    key, _, value = line.partition('=')
+    kept = re.sub(rf'(?m)^{key} = .*\n', '', INI)
+    ini.write_text(kept.replace('[mine]\n', f'[mine]\n{key} = {value}\n'))
+    refused([f'{ini} [mine]', *words], read_settings, 'mine', ini, kinds=KINDS)
+
+
+def test_values_that_do_not_go_together_are_refused(ini):
+    refused(['sft_epochs = 60', 'do not go together'], read_settings, 'nano', ini, ['sft_epochs=60', 'sft_bold=yes'], KINDS)
+
+
+def test_unknown_preset_lists_those_there_are(ini):
+    refused([str(ini), '[huge]', 'nano, mine'], read_settings, 'huge', ini, kinds=KINDS)
+
+
+def test_unknown_parent_and_circles(ini):
+    ini.write_text('[a]\ninherits = b\n[b]\ninherits = a\n[c]\ninherits = gone\n')
+    refused(['[b] inherits = a', 'from itself'], read_settings, 'a', ini, kinds=KINDS)
+    refused(['[gone]', 'a, b, c'], read_settings, 'c', ini, kinds=KINDS)
+
+
+@pytest.mark.parametrize('text', ['no section', '[nano]\nseed', '[nano]\nseed=1\nseed=2\n', '[nano]\n[nano]\n'])
+def test_a_file_that_is_no_ini(ini, text):
+    ini.write_text(text)
+    refused([str(ini), 'not a settings file'], read_settings, 'nano', ini, kinds=KINDS)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    refused(['no.ini', 'qponder init'], read_settings, 'nano', tmp_path/'no.ini', kinds=KINDS)
+    refused([str(tmp_path)], read_settings, 'nano', tmp_path, kinds=KINDS)
+    (tmp_path/'bytes.ini').write_bytes(b'\xff\xfe\x00')
+    refused(['bytes.ini', 'not a settings file'], read_settings, 'nano', tmp_path/'bytes.ini', kinds=KINDS)
+
+
+def test_percent_signs_are_plain_text(ini):
+    assert read_settings('nano', ini, ['data=100%(x)s.csv'], KINDS).common.data == '100%(x)s.csv'
+
+
+def test_empty_means_none(ini):
+    assert read_settings('mine', ini, ['low=', 'std_col='], KINDS).common.low is None
+
+
+@given(st.integers(-10**6, 10**6))
+def test_whole_numbers_come_back(n): assert convert(Entry('k', str(n), 'x'), int) == n
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_come_back(x): assert convert(Entry('k', repr(x), 'x'), float | None) == x
+
+
+@given(st.text(max_size=30))
+def test_nothing_but_our_own_error_escapes(text):
+    for kind in (int, float, bool, Literal['a'], tuple[int, ...], float | None):
+        try: convert(Entry('k', text, 'x'), kind)
+        except QPonderError: continue
+
+
+def test_working_folder_comes_first(ini, monkeypatch):
+    monkeypatch.chdir(ini.parent)
+    assert default_file().read_text() == INI
+    ini.unlink()
+    assert default_file().read_text(encoding='utf-8') == (ROOT/'settings.ini').read_text(encoding='utf-8')
+
+
+# the file that ships
+
+def test_every_key_of_the_stages_stands_in_the_file():
+    lines = read_ini(ROOT/'settings.ini')['DEFAULT']
+    known = [f'{p}_{k}' for p, cls in stage_settings().items() for k in cls.__dataclass_fields__]
+    assert set(lines) == set(known) | set(Common.__dataclass_fields__)
+
+
+@pytest.mark.parametrize('preset', ['nano', 'qwen2.5-vl-7b'])
+def test_presets_are_valid(preset):
+    settings = read_settings(preset, ROOT/'settings.ini')
+    assert set(settings.stages) == {'distill', 'reward', 'sft', 'grpo'}
+
+
+def test_defaults_in_the_file_are_those_of_the_code():
+    "Whoever calls a stage from Python gets what the file says."
+    lines = entries(ROOT/'settings.ini', 'nano')
+    assert [build(cls, f'{p}_', lines) for p, cls in stage_settings().items()] == [cls() for cls in stage_settings().values()]
+
+
+def test_every_key_has_a_comment():
+    own = [row for row in (ROOT/'settings.ini').read_text(encoding='utf-8').split('\n[nano]')[0].splitlines() if ' = ' in row]
+    bare = [row for row in own if not row.startswith('#') and '#' not in row]
+    assert not bare
+
+
+def test_the_served_teacher_is_announced():
+    run = Run(Path('x'), read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', kinds=None), load=lambda c: pytest.fail('opened'))
+    refused(['teacher = served', 'not part of this version'], run_stages, run)
+
+
+def test_no_nbdev_key_hides_here():
+    "nbdev reads pyproject.toml; a settings file with its keys would puzzle both."
+    parser = ConfigParser()
+    parser.read(ROOT/'settings.ini')
+    assert 'lib_name' not in parser.defaults()
+
+
+# stages
+
+def made(folder=None, *overrides, file, parts='photos'):
+    return Run(folder, read_settings('nano', file, overrides, KINDS), lambda common: Parts([], [], [], parts))
+
+
+@pytest.fixture
+def run(tmp_path, ini): return made(tmp_path/'runs'/'one', file=ini)
+
+
+class Counter:
+    "A stage's work that counts its calls, and leaves one file."
+    def __init__(self, name, fail=None): self.name, self.fail, self.calls = name, fail, 0
+
+    def __call__(self, run):
+        self.calls += 1
+        if self.fail and self.calls == 1: raise self.fail
+        (run.folder/self.name/'out.txt').write_text(f'{self.name} {np.random.rand()}')
+
+
+def stages(**fails):
+    a, b = Counter('a', fails.get('a')), Counter('b', fails.get('b'))
+    return a, b, [Stage('a', a, ('sft_',)), Stage('b', b, ('grpo_',), ('a/out.txt',))]
+
+
+def quiet(text): pass
+
+
+def test_finished_stages_are_skipped_and_say_so(run):
+    a, b, both = stages()
+    said = []
+    for _ in range(2): run_stages(run, both, say=said.append)
+    assert (a.calls, b.calls) == (1, 1)
+    assert said == ['a: starts', 'b: starts', 'a: finished, not run again', 'b: finished, not run again']
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('broken'), QPonderError('wrong')])
+def test_a_stopped_stage_leaves_no_manifest_and_goes_on(run, error):
+    a, b, both = stages(b=error)
+    with pytest.raises(type(error)): run_stages(run, both, say=quiet)
+    assert not (run.folder/'b'/'manifest.json').exists()
+    run_stages(run, both, say=quiet)
+    assert (a.calls, b.calls) == (1, 2)
+    assert json.loads((run.folder/'b'/'manifest.json').read_text())['starts'] == 2
+
+
+def test_another_setting_is_refused_and_named(run, ini):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    before = sha(run.folder)
+    other = made(run.folder, 'sft_epochs=9', file=ini)
+    refused(['sft_epochs = 3', 'sft_epochs = 9', '--fresh', '--name'], run_stages, other, both, say=quiet)
+    assert sha(run.folder) == before and (a.calls, b.calls) == (1, 1)
+
+
+def test_a_setting_of_a_later_stage_leaves_earlier_ones_alone(run, ini):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    other = made(run.folder, 'grpo_steps=9', file=ini)
+    refused(['b was made with grpo_steps = 10'], run_stages, other, both, say=quiet)
+    run_stages(other, both, fresh=True, say=quiet)
+    assert (a.calls, b.calls) == (1, 2)
+
+
+def test_a_stopped_stage_is_not_continued_with_other_settings(run, ini):
+    a, b, both = stages(a=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): run_stages(run, both, say=quiet)
+    refused(['sft_epochs = 3'], run_stages, made(run.folder, 'sft_epochs=9', file=ini), both, say=quiet)
+
+
+def test_other_photos_are_refused(run, ini):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    other = made(run.folder, file=ini, parts='others')
+    refused(['data = photos, now data = others'], run_stages, other, both, say=quiet)
+
+
+def test_another_seed_is_refused(run, ini):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    refused(['seed = 0, now seed = 1'], run_stages, made(run.folder, 'seed=1', file=ini), both, say=quiet)
+
+
+def test_fresh_keeps_the_old_aside_and_what_follows_is_made_anew(run, ini):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    old = (run.folder/'a'/'out.txt').read_text()
+    new = Stage('a', lambda run: (run.folder/'a'/'out.txt').write_text('new'), ('sft_',))
+    run_stages(made(run.folder, 'sft_epochs=9', file=ini), [new, both[1]], fresh=True, say=quiet)
+    assert (run.folder/'a.1'/'out.txt').read_text() == old and (run.folder/'a'/'out.txt').read_text() == 'new'
+    assert b.calls == 2 and (run.folder/'b.1'/'manifest.json').exists()
+
+
+def test_a_stage_alone_needs_the_ones_before(run):
+    a, b, both = stages()
+    refused(['b needs a/out.txt', 'not finished', 'qponder run'], run_stage, both[1], run, say=quiet)
+
+
+def test_a_result_changed_by_hand_is_noticed(run):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    (run.folder/'a'/'out.txt').write_text('other')
+    refused(['b was made with a/out.txt'], run_stages, run, both, say=quiet)
+
+
+def test_another_prompt_is_noticed(run, monkeypatch):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    monkeypatch.setattr(module, 'REASON', replace(module.REASON, text='Rate it.'))
+    refused(['prompt'], run_stages, run, both, say=quiet)
+
+
+def test_manifest_holds_what_another_person_needs(run):
+    a, b, both = stages()
+    (run.folder/'b'/'model').mkdir(parents=True)
+    (run.folder/'b'/'model'/'image_policy.json').write_text('{"size": 224}')
+    run_stages(run, both, say=quiet)
+    m = json.loads((run.folder/'b'/'manifest.json').read_text())
+    assert m['inputs'].items() >= {'seed': 0, 'grpo_steps': 10, 'data': 'photos', 'a/out.txt': sha(run.folder/'a'/'out.txt')}.items()
+    assert sum(k.startswith('prompt ') for k in m['inputs']) == 3 and 'sft_epochs' not in m['inputs']
+    assert m['image_policy'] == {'size': 224} and {'torch', 'trl', 'python'} <= set(m['versions'])
+    assert m['wall_seconds'] >= 0 and m['peak_memory_mb'] > 10 and m['stage'] == 'b'
+
+
+def test_same_seed_same_numbers_whether_alone_or_in_sequence(tmp_path, ini):
+    texts = []
+    for name in ('one', 'two'):
+        run, (_, _, both) = made(tmp_path/name, file=ini), stages()
+        if name == 'two': np.random.rand(3)
+        run_stages(run, both, say=quiet)
+        texts.append([(run.folder/s/'out.txt').read_text() for s in 'ab'])
+    assert texts[0] == texts[1]
+
+
+def test_seed_reaches_all_three():
+    import random
+    import torch
+    draws = []
+    for seed in (0, 0, 1):
+        seed_all(seed)
+        draws.append((random.random(), np.random.rand(), float(torch.rand(()))))
+    assert draws[0] == draws[1] and all(x != y for x, y in zip(draws[1], draws[2]))
+
+
+# disks
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EDQUOT, 'Disk quota exceeded'),
+    RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos, PytorchStreamWriter failed: file write failed'),
+    module.SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
+])
+def test_a_full_disk_is_one_plain_error_and_nothing_is_lost(run, error):
+    a, b, both = stages(b=error)
+    refused([str(run.folder), 'disk is full', 'same command'], run_stages, run, both, say=quiet)
+    run_stages(run, both, say=quiet)
+    assert (a.calls, b.calls) == (1, 2)
+
+
+def test_a_disk_that_fills_up_with_the_manifest(run, monkeypatch):
+    a, b, both = stages()
+    real = Path.write_text
+
+    def full(self, *args, **kwargs):
+        if self.name == 'manifest.json.part': raise OSError(errno.ENOSPC, 'No space left on device')
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(Path, 'write_text', full)
+    refused(['disk is full'], run_stages, run, both, say=quiet)
+    assert not (run.folder/'a'/'manifest.json').exists()
+    monkeypatch.undo()
+    run_stages(run, both, say=quiet)
+    assert (a.calls, b.calls) == (2, 1)
+
+
+@pytest.mark.parametrize('taken', ['runs', 'runs/one', 'runs/one/a'])
+def test_a_file_where_the_folder_should_be(run, tmp_path, taken):
+    (tmp_path/taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path/taken).write_text('mine')
+    a, b, both = stages()
+    refused([str(tmp_path/taken), 'cannot be written', '--runs'], run_stages, run, both, say=quiet)
+    assert (tmp_path/taken).read_text() == 'mine' and a.calls == 0
+
+
+def test_a_folder_without_permission(run, monkeypatch):
+    def denied(self, *args, **kwargs): raise PermissionError(errno.EACCES, 'Permission denied', str(self))
+    monkeypatch.setattr(Path, 'mkdir', denied)
+    refused(['Permission denied', '--runs'], run_stages, run, stages()[2], say=quiet)
+
+
+def test_errors_that_are_not_the_disks_stay_as_they_are(run):
+    _, _, both = stages(a=RuntimeError('a mistake of ours'))
+    with pytest.raises(RuntimeError, match='a mistake of ours'): run_stages(run, both, say=quiet)
+    assert disk_error(PermissionError(errno.EACCES, 'Permission denied', '/elsewhere/photo.jpg'), run.folder) is None
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    write_json(tmp_path/'x.json', {'a': 1})
+    with pytest.raises(TypeError): write_json(tmp_path/'x.json', {'a': object()})
+    assert json.loads((tmp_path/'x.json').read_text()) == {'a': 1}
+
+
+def test_a_torn_note_is_an_error_that_names_it(run):
+    a, b, both = stages()
+    run_stages(run, both, say=quiet)
+    (run.folder/'a'/'manifest.json').write_text('{"inp')
+    refused(['manifest.json', 'delete'], run_stages, run, both, say=quiet)
+
+
+# the rest
+
+@given(st.dictionaries(st.text(max_size=3), st.integers()), st.dictionaries(st.text(max_size=3), st.integers()))
+def test_difference_is_none_only_for_equals(a, b): assert (difference(a, b) is None) == (a == b)
+
+
+def test_folders_hash_by_content_and_names(tmp_path):
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'x').write_text('1')
+    assert sha(tmp_path/'a') == sha(tmp_path/'b')
+    (tmp_path/'b'/'x').rename(tmp_path/'b'/'y')
+    assert sha(tmp_path/'a') != sha(tmp_path/'b')
+
+
+def test_stage_names_and_order():
+    assert [s.name for s in STAGES] == ['distill', 'cold-start', 'grpo', 'evaluate']
+
+
+def test_every_setting_belongs_to_a_stage():
+    "A key that no manifest holds could change a result unnoticed; those about photos are in the hash of the data."
+    photos = {'data', 'image_col', 'score_col', 'low', 'high', 'lower_is_better', 'std_col', 'split_col', 'test_share', 'val_share'}
+    uses = [u for s in STAGES for u in s.uses] + ['seed', *photos]
+    keys = [*Common.__dataclass_fields__, *(f'{p}_{k}' for p, c in stage_settings().items() for k in c.__dataclass_fields__)]
+    assert not [k for k in keys if not any(k == u or u.endswith('_') and k.startswith(u) for u in uses)]
+
+
+def test_overrides_keep_what_follows_the_first_equals_sign():
+    assert read_overrides(['data=a=b.csv'])['data'].text == 'a=b.csv'
+    refused(['--set sft_epochs', 'KEY=VALUE'], read_overrides, ['sft_epochs'])

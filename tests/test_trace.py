@@ -1,0 +1,164 @@
+"Properties of the grammar: nothing is lost on the way out and back, and nothing is invented"
+import re
+import unicodedata
+
+from hypothesis import given, strategies as st
+
+from qponder.scale import HIGH, LEVELS, LOW, level, level_bounds
+from qponder.trace import (ASPECTS, EXPERT, FAULTS, FINE, REASON, SCORE_ONLY, Parsed, Status, Trace, claims, fill,
+                           parse, render, show_score, strip_numbers, student_prompt, well_formed)
+
+TAG = re.compile(r'<\s*/?\s*(think|answer)\s*>', re.IGNORECASE)
+scores = st.integers(100, 500).map(lambda i: i / 100)
+spaces = st.text(' \n\t\r', max_size=4)
+pieces = ['<think>', '</think>', '<answer>', '</answer>', '<THINK >', '</ answer>', '<', '>', '```', '{"rating": 3}',
+          '3.4', '7', '-2', 'nan', '\uff11', '½', 'noise', 'not', 'sharp', 'good', 'overall', 'main', ',', '.', '\n',
+          ' ', '\x00', '’']
+soup = st.lists(st.sampled_from(pieces) | st.text(max_size=6), max_size=25).map(''.join)
+plain = st.text(max_size=200).filter(lambda t: not TAG.search(t))
+phrases = [(n, d, f.words[d-1]) for n, f in FAULTS.items() for d in (1, 2, 3)]
+phrases += [(a, 0, p) for a in FINE for p in FINE[a]]
+
+
+def aspect(name): return FAULTS[name].aspect if name in FAULTS else name
+
+
+@given(plain, scores)
+def test_round_trip(reasoning, score):
+    trace = Trace(reasoning, score)
+    assert parse(render(trace)).trace == trace
+    assert parse(render(trace)) == Parsed(Status.ok, score, trace.reasoning or None)
+    assert well_formed(render(trace), mode='reason' if trace.reasoning else 'score')
+
+
+@given(scores)
+def test_scores_are_written_without_loss(score):
+    assert float(show_score(score)) == score and re.fullmatch(r'[1-5]\.\d\d?', show_score(score))
+
+
+@given(plain.filter(str.strip), scores, *[spaces] * 7)
+def test_every_permitted_layout(reasoning, score, a, b, c, d, e, f, g):
+    for number in {show_score(score), f'{score:.2f}', f'{score:g}'}:
+        text = f'{a}<think>{b}{reasoning}{c}</think>{d}<answer>{e}{number}{f}</answer>{g}'
+        read = parse(text)
+        assert (read.status, read.score, read.reasoning) == (Status.ok, score, reasoning.strip())
+        assert well_formed(text) and not well_formed(text, mode='score')
+        assert well_formed(f'{d}<answer>{e}{number}{f}</answer>{g}', mode='score')
+
+
+@given(soup, st.booleans())
+def test_parse_never_raises_and_never_guesses(text, finished):
+    read = parse(text, finished)
+    assert (read.score is None) == (read.status is not Status.ok)
+    assert read.score is None or LOW <= read.score <= HIGH
+    assert read.status is not Status.truncated or not finished
+    if read.status is Status.ok: assert read.trace.score == round(read.score, 2)
+    for mode in ('reason', 'score'): assert not well_formed(text, mode) or read.status is Status.ok
+
+
+@given(st.text())
+def test_text_without_answer_has_no_score(text):
+    if not TAG.search(text): assert parse(text).status is Status.no_answer and not well_formed(text)
+
+
+@given(plain.filter(lambda t: not re.search('[0-9]', t)))
+def test_prose_in_the_answer_is_not_a_number(text):
+    assert parse(f'<answer>{text}</answer>').status is Status.not_a_number
+
+
+company = plain.filter(lambda t: t.strip('0123456789. \n\t\r').strip() and not re.search('[`{]', t))
+
+
+@given(scores, company)
+def test_number_with_company_is_not_a_number(score, text):
+    assert parse(f'<answer>{show_score(score)} {text}</answer>').status is Status.not_a_number
+    assert parse(f'<answer>{text} {show_score(score)}</answer>').status is not Status.ok
+
+
+@given(scores, scores, st.sampled_from([' ', ' or ', '-', '/', ', ', '</answer><answer>', '</answer> so <answer>']))
+def test_several_numbers_are_not_a_number(one, two, between):
+    assert parse(f'<answer>{one}{between}{two}</answer>').status is Status.not_a_number
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: not LOW <= round(x, 3) <= HIGH))
+def test_numbers_outside_the_scale(x):
+    assert parse(f'<answer>{x:.3f}</answer>').status is Status.out_of_range
+    assert parse('<answer>' + '9' * 5000 + '</answer>').status is Status.out_of_range
+
+
+@given(plain, scores, st.integers(0, 300))
+def test_cut_text_is_truncated_or_complete(reasoning, score, cut):
+    whole = render(Trace(reasoning, score))
+    read = parse(whole[:cut], finished=False)
+    assert read.status is (Status.ok if cut >= len(whole) else Status.truncated)
+    assert read.score == (score if cut >= len(whole) else None)
+
+
+def test_accepted_and_refused_answers():
+    fenced = '```json\n{"rating": 3.4}\n```', '```\n3.4\n```'
+    for body in ('3', '3.4', '+3.4', '{"rating": 3.4}', '{ "score" : "3.4" }', *fenced):
+        assert parse(f'<answer>{body}</answer>').status is Status.ok, body
+    several = '3.4.5', '3.4/5', '3.4 good', '**3.4**', '{"a": 3, "b": 2}', '[3]'
+    for body in ('', '3.', '.4', '3,4', '3e0', 'inf', 'three', '٣', *several):
+        assert parse(f'<answer>{body}</answer>').status is Status.not_a_number, body
+
+
+def test_prompts_that_are_parroted_earn_nothing():
+    for prompt in (REASON, SCORE_ONLY, EXPERT):
+        assert parse(prompt.text).status is not Status.ok and not well_formed(prompt.text)
+    assert len(REASON.text.split()) <= 60
+    assert student_prompt('score') is SCORE_ONLY
+
+
+def test_layout_shown_in_the_prompt_is_well_formed():
+    for mode in ('reason', 'score'):
+        shown = student_prompt(mode).text.split('\n', 1)[1].replace('<answer>score', '<answer>3.4')
+        assert well_formed(shown, mode)
+    assert well_formed(fill(EXPERT, 3.4).text.split('repeat the rating.\n')[1])
+
+
+@given(st.text() | soup)
+def test_strip_numbers(text):
+    once = strip_numbers(text)
+    assert not any(unicodedata.category(c)[0] == 'N' for c in once)
+    assert strip_numbers(once) == once
+
+
+@given(st.text() | soup)
+def test_numbers_never_change_claims(text):
+    assert claims(text) == claims(strip_numbers(text))
+
+
+@given(st.text() | soup)
+def test_claims_are_always_well_typed(text):
+    c = claims(text)
+    assert c.level in (None, *LEVELS) and c.main in (None, *FAULTS)
+    assert set(c.degrees) <= set(ASPECTS) and set(c.degrees.values()) <= {0, 1, 2, 3}
+    assert all(n in FAULTS and d in (1, 2, 3) and c.degrees[FAULTS[n].aspect] >= d for n, d in c.faults.items())
+
+
+chosen = st.lists(st.sampled_from(phrases), min_size=1, max_size=6, unique_by=lambda p: aspect(p[0]))
+frames = st.sampled_from(['The photo is {}.', 'Edges are {}.', 'It looks {}.'])
+
+
+@given(chosen, frames, st.sampled_from([', ', ' and ', ', but ', '. It is ']))
+def test_phrases_keep_their_meaning_in_any_sentence(chosen, frame, link):
+    c = claims(frame.format(link.join(words for _, _, words in chosen)))
+    assert c.degrees == {aspect(n): d for n, d, _ in chosen}
+    assert c.faults == {n: d for n, d, _ in chosen if d}
+
+
+def test_everyday_sentences():
+    read = claims("There isn't any noise and no banding. It's a bit out of focus, colors are washed out; "
+                  "overall a fair, never excellent, picture.")
+    assert read.degrees == dict(noise=0, compression=0, sharpness=1, contrast=2) and read.level == 'fair'
+    assert claims('Noise is the main problem.').main == 'noise'
+    assert claims('There is no main problem, nothing is badly wrong.').main is None
+    assert claims('It is far too dark.').faults == {'dark': 3}
+    assert claims('Noise is hardly visible.').degrees == {'noise': 0}
+
+
+@given(st.floats(LOW, HIGH))
+def test_level_and_its_bounds_agree(score):
+    low, high = level_bounds(level(score))
+    assert low <= score <= high
