@@ -2,7 +2,10 @@
 
 Modules:
 
+- `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
+- `qponder.data`: Rated photographs: what a score means, photos that can be trusted, the sample that ships, and a CSV of your own
 - `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
+- `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
 - `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""

@@ -15,11 +15,11 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
            'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'evaluate']
 
-# %% ../nbs/10_evaluate.ipynb #b0ab26b1
+# %% ../nbs/10_evaluate.ipynb #6620eab8
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
 from .data import ImageError
-from .distill import _open, _rows, mend, photo_faults
+from .distill import _open, _rows, image_sha, mend, photo_faults
 from .measure import Calibration, features, measure
 from .reward import RewardSettings, aspect_agreement, reward
 from .scale import HIGH, LOW, QPonderError
@@ -163,7 +163,7 @@ class Logistic4:
         z = np.clip((np.asarray(x, dtype=float) - self.middle) / self.width, -500, 500)
         return self.bottom + (self.top - self.bottom) / (1 + np.exp(-z))
 
-# %% ../nbs/10_evaluate.ipynb #4ced2e8b
+# %% ../nbs/10_evaluate.ipynb #67a3c6ba
 def logistic4_fit(
     pred: np.ndarray, # (photos,) predicted scores
     target: np.ndarray, # (photos,) human scores
@@ -173,10 +173,10 @@ def logistic4_fit(
     if len(x) < 8 or np.ptp(x) < 1e-9:
         raise QPonderError(f'no curve can be fitted to {len(x)} predictions of spread {np.ptp(x) if len(x) else 0:g}: '
                            'it takes eight or more that differ')
-    start = y.max(), y.min(), x.mean(), max(x.std() / 4, 1e-6)
-    error = lambda b: Logistic4(b[0], b[1], b[2], abs(b[3]) + 1e-9)(x) - y
-    b = least_squares(error, start, x_scale=[y.std() + 1e-9, y.std() + 1e-9, x.std(), x.std()]).x
-    return Logistic4(float(b[0]), float(b[1]), float(b[2]), abs(float(b[3])) + 1e-9)
+    start, size = (y.max(), y.min(), x.mean(), x.std()), [y.std() + 1e-9] * 2 + [x.std()] * 2
+    least = [-np.inf, -np.inf, -np.inf, x.std() / 4]
+    b = least_squares(lambda b: Logistic4(*b)(x) - y, start, bounds=(least, np.inf), x_scale=size).x
+    return Logistic4(*map(float, b))
 
 # %% ../nbs/10_evaluate.ipynb #770e1580
 @dataclass(frozen=True)
@@ -216,18 +216,18 @@ def values(
     said = [getattr(p, which) if p.ok else None for p in predictions]
     return np.array([end(p) if v is None else v for p, v in zip(predictions, said)], dtype=float)
 
-# %% ../nbs/10_evaluate.ipynb #7307ef4d
+# %% ../nbs/10_evaluate.ipynb #eb0aac88
 def read_predictions(
     path: str | Path, # predictions.jsonl
 ) -> list[Prediction]: # in the order of the file
     "Read stored predictions; `QPonderError` naming the line that is none"
     try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); run the evaluate stage first') from e
+    except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); run `evaluate` first') from e
     known, out = {f.name for f in fields(Prediction)}, []
     for i, line in enumerate(lines, 1):
         try: out.append(Prediction(**{k: v for k, v in json.loads(line).items() if k in known}))
         except (ValueError, TypeError, AttributeError) as e:
-            raise QPonderError(f'{path}, line {i}: not a prediction ({e}); delete the line to have it made again') from e
+            raise QPonderError(f'{path}, line {i}: not a prediction ({e}); delete the line and run again') from e
     return out
 
 # %% ../nbs/10_evaluate.ipynb #eba4ae0f
@@ -258,15 +258,15 @@ def _read_answer(
                       expected=answer.expected if read.score is not None else None, faults=faults, reward=asdict(parts),
                       level=claims(read.reasoning).level if read.reasoning else None)
 
-# %% ../nbs/10_evaluate.ipynb #ed237579
+# %% ../nbs/10_evaluate.ipynb #a372e866
 def _base(
     row: Mapping[str, Any], # path, score, and mos where known
     model: str, # the row's name in tables
     split: str, # train, val or test
 ) -> dict[str, Any]: # the first fields of a prediction
     "What is known of a prediction before it is made"
-    mos = row.get('mos')
-    return dict(model=model, path=row['path'], split=split, score=float(row['score']), mos=None if mos is None else float(mos))
+    mos = None if row.get('mos') is None else float(row['mos'])
+    return dict(model=model, path=row['path'], split=split, score=float(row['score']), mos=mos)
 
 # %% ../nbs/10_evaluate.ipynb #71afdda3
 def _predict_batch(
@@ -382,7 +382,7 @@ def _moments(
     "The ratio of moments that determines the shape"
     return gamma(2 / alpha) ** 2 / (gamma(1 / alpha) * gamma(3 / alpha))
 
-# %% ../nbs/10_evaluate.ipynb #a5d8367f
+# %% ../nbs/10_evaluate.ipynb #edf0fd18
 def bell(
     x: np.ndarray, # numbers around 0, any shape
 ) -> tuple[float, float, float, float]: # shape α in [0.05, 20], mean, and variance on the left and the right
@@ -392,26 +392,26 @@ def bell(
     skew, ratio = np.sqrt(left / right), np.abs(x).mean() ** 2 / max((x ** 2).mean(), 1e-12)
     wanted = ratio * (skew ** 3 + 1) * (skew + 1) / (skew ** 2 + 1) ** 2
     alpha = brentq(lambda a: _moments(a) - np.clip(wanted, _moments(.05), _moments(20)), .05, 20)
-    mean = (np.sqrt(right) - np.sqrt(left)) * np.sqrt(gamma(1 / alpha) / gamma(3 / alpha)) * gamma(2 / alpha) / gamma(1 / alpha)
-    return alpha, float(mean), left, right
+    scale = np.sqrt(gamma(1 / alpha) / gamma(3 / alpha)) * gamma(2 / alpha) / gamma(1 / alpha)
+    return alpha, float((np.sqrt(right) - np.sqrt(left)) * scale), left, right
 
-# %% ../nbs/10_evaluate.ipynb #32116e37
+# %% ../nbs/10_evaluate.ipynb #a611ba4c
 def _half(
     x: np.ndarray, # (height, width)
 ) -> np.ndarray: # about half of both
     "Every second pixel, interpolated half way by OpenCV's cubic (a = -0.75)"
     for axis in (0, 1):
         n, pad = round(x.shape[axis] / 2), [(1, 3) if a == axis else (0, 0) for a in (0, 1)]
-        padded = np.pad(x, pad, mode='edge')
-        x = sum(w * padded.take(range(i, i + 2 * n, 2), axis=axis) for i, w in enumerate((-3 / 32, 19 / 32, 19 / 32, -3 / 32)))
+        padded, weights = np.pad(x, pad, mode='edge'), (-3 / 32, 19 / 32, 19 / 32, -3 / 32)
+        x = sum(w * padded.take(range(i, i + 2 * n, 2), axis=axis) for i, w in enumerate(weights))
     return x
 
-# %% ../nbs/10_evaluate.ipynb #aa28c745
-def brisque_features(
-    image: Image.Image, # RGB, both sides at least 16 pixels
+# %% ../nbs/10_evaluate.ipynb #4ffad173
+def _statistics(
+    grey: np.ndarray, # (height, width), 0 to 1
 ) -> np.ndarray: # (36,)
-    "The features of BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012), equal to those of the package brisque 0.2.0"
-    out, grey = [], rgb2gray(np.asarray(image.convert('RGB')))
+    "Eighteen numbers at full size, eighteen at half size"
+    out = []
     for x in (grey, _half(grey)):
         m = normalised(x)
         alpha, _, left, right = bell(m)
@@ -420,13 +420,25 @@ def brisque_features(
         for p in pairs: out += bell(p)
     return np.array(out)
 
-# %% ../nbs/10_evaluate.ipynb #7f5b57f7
+# %% ../nbs/10_evaluate.ipynb #eb835d97
+_SEEN: dict[str, np.ndarray] = {}
+
+# %% ../nbs/10_evaluate.ipynb #4b20137b
+def brisque_features(
+    image: Image.Image, # RGB, both sides at least 16 pixels
+) -> np.ndarray: # (36,), remembered
+    "The features of BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012), equal to those of the package brisque 0.2.0"
+    key = image_sha(image)
+    if key not in _SEEN: _SEEN[key] = _statistics(rgb2gray(np.asarray(image.convert('RGB'))))
+    return _SEEN[key].copy()
+
+# %% ../nbs/10_evaluate.ipynb #8df6fe5b
 @cache
 def _stock_brisque() -> Any: # the package's object
     "The pretrained regressor; `QPonderError` naming the extra that brings it"
     try: from brisque import BRISQUE
     except ImportError as e:
-        raise QPonderError(f'BRISQUE cannot be had ({e}): pip install "qponder[baselines]", or leave this baseline out') from e
+        raise QPonderError(f'BRISQUE is not here ({e}): pip install "qponder[baselines]", or leave it out') from e
     return BRISQUE(url=False)
 
 # %% ../nbs/10_evaluate.ipynb #86e94f01
@@ -437,19 +449,20 @@ def brisque_scores(
     model = _stock_brisque()
     return -np.array([model.calculate_image_quality_score(brisque_features(p)) for p in photos])
 
-# %% ../nbs/10_evaluate.ipynb #a0c3e154
+# %% ../nbs/10_evaluate.ipynb #3afe5171
 def brisque_svr(
     train: Iterable[Mapping[str, Any]], # path, score and image
 ) -> Scorer: # photos -> scores on 1-5
-    "BRISQUE's features with a support vector regressor of our own training photos; its dials by five-fold cross-validation"
+    "BRISQUE's features and a support vector regressor of our own; its dials by five-fold cross-validation"
     from sklearn.model_selection import GridSearchCV, KFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVR
     grid = {'svr__C': [.1, .3, 1, 3, 10], 'svr__gamma': [.003, .01, .03, .1], 'svr__epsilon': [.1, .2]}
     x, y = _train(train, brisque_features)
-    folds = KFold(min(5, len(x)), shuffle=True, random_state=0)
-    model = GridSearchCV(make_pipeline(StandardScaler(), SVR()), grid, cv=folds, scoring='neg_mean_squared_error').fit(x, y)
+    cut = KFold(min(5, len(x)), shuffle=True, random_state=0)
+    search = GridSearchCV(make_pipeline(StandardScaler(), SVR()), grid, cv=cut, scoring='neg_mean_squared_error')
+    model = search.fit(x, y)
     return lambda photos: model.predict(np.array([brisque_features(p) for p in photos])).clip(LOW, HIGH)
 
 # %% ../nbs/10_evaluate.ipynb #bda38ceb
@@ -484,11 +497,11 @@ def spread(
     _, counts = np.unique(np.round(pred, 2), return_counts=True)
     return Spread(float(np.std(pred)), len(counts), float(counts.max() / len(pred)))
 
-# %% ../nbs/10_evaluate.ipynb #aed8db6c
+# %% ../nbs/10_evaluate.ipynb #052351ec
 @dataclass(frozen=True)
 class Fitted:
     "A curve and the photos that it was fitted on"
-    curve: Logistic4
+    curve: Logistic4 # maps scores
     split: str # such as 'val'
     paths: frozenset[str] # the photos
 
@@ -497,7 +510,7 @@ class Fitted:
     ) -> None:
         "Refuse to map photos that the curve was fitted on"
         if seen := self.paths & {p.path for p in predictions}:
-            raise QPonderError(f'the curve was fitted on {len(seen)} of these photos ({min(seen)}): fit it on another split')
+            raise QPonderError(f'the curve was fitted on {len(seen)} of these photos ({min(seen)}): use another split')
 
 # %% ../nbs/10_evaluate.ipynb #31e8591c
 def fit_on(
@@ -518,7 +531,7 @@ def _mean(
     "The mean, as a metric"
     return np.mean(x, -1)
 
-# %% ../nbs/10_evaluate.ipynb #035e9f84
+# %% ../nbs/10_evaluate.ipynb #7d07218a
 @dataclass(frozen=True)
 class Metrics:
     "One row of the table"
@@ -527,7 +540,7 @@ class Metrics:
     photos: int # how many were asked about
     failed: int # how many answers could not be read
     srcc: Interval # without failures, like all that follow
-    krcc: Interval
+    krcc: Interval # likewise
     plcc: Interval # raw
     plcc_fitted: Interval # after a logistic fitted on other photos; undefined without one
     rmse: Interval # in points; undefined for a model that does not score on 1-5
@@ -538,7 +551,7 @@ class Metrics:
     agreement: Interval # mean agreement of the reasoning before the gate, failures counting 0
     fitted_on: str = '' # split and number of photos of the curve
 
-# %% ../nbs/10_evaluate.ipynb #14406e74
+# %% ../nbs/10_evaluate.ipynb #ac7e2ade
 def metrics(
     predictions: Sequence[Prediction], # of one model on one split
     which: Which = 'greedy', # the written score or the expected one
@@ -548,24 +561,25 @@ def metrics(
 ) -> Metrics: # correlations without failures, and what failures could cost
     "All measures of a model; `QPonderError` for a curve that was fitted on the same photos"
     if fit: fit.check(predictions)
-    said, human = values(predictions, which), np.array([p.score for p in predictions])
+    said, human, none = values(predictions, which), np.array([p.score for p in predictions]), Interval(float('nan'))
     x, y = said[~np.isnan(said)], human[~np.isnan(said)]
-    interval = lambda fn, x, y=y: bootstrap(fn, x, y, n, seed)
-    inside = len(x) and LOW <= x.min() and x.max() <= HIGH
-    paid = {k: np.array([p.reward.get(k, 0.) for p in predictions]) for k in ('total', 'agreement')}
-    worded, none = any(p.reward for p in predictions), Interval(float('nan'))
+    on_scale = len(x) and LOW <= x.min() and x.max() <= HIGH
+    paid = [np.array([p.reward.get(k, 0.) for p in predictions]) for k in ('total', 'agreement')]
+    worst = float(srcc(values(predictions, which, worst=True), human))
     return Metrics(predictions[0].model, which, len(said), len(said) - len(x),
-        interval(srcc, x), interval(krcc, x), interval(plcc, x), interval(plcc, fit.curve(x)) if fit else none,
-        interval(rmse, x) if inside else none, float(srcc(values(predictions, which, worst=True), human)), spread(x), float(human.std()),
-        *(interval(_mean, v, human) if worded else none for v in paid.values()),
+        *(bootstrap(fn, x, y, n, seed) for fn in (srcc, krcc, plcc)),
+        bootstrap(plcc, fit.curve(x), y, n, seed) if fit else none,
+        bootstrap(rmse, x, y, n, seed) if on_scale else none, worst, spread(x), float(human.std()),
+        *(bootstrap(_mean, v, human, n, seed) if any(p.reward for p in predictions) else none for v in paid),
         fitted_on=f'{len(fit.paths)} {fit.split}' if fit else '')
 
-# %% ../nbs/10_evaluate.ipynb #d2d2a29a
+# %% ../nbs/10_evaluate.ipynb #4628e0f0
 _COLUMNS = {'SRCC': 'srcc', 'KRCC': 'krcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc_fitted', 'RMSE': 'rmse',
             'reward': 'reward', 'agreement': 'agreement'}
-_NOTE = ('Brackets: 95 % bootstrap intervals over the photos. “—”: undefined. Failed answers are left out of the correlations; '
-         '“SRCC worst” puts each at the end of the scale farther from its human score. “PLCC fitted”: after a four-parameter logistic '
-         'fitted on other photos ({}). The human scores have a standard deviation of {:.2f}.')
+_NOTE = ('Brackets: 95 % bootstrap intervals over the photos. “—”: undefined. Failed answers are left out of the '
+         'correlations; “SRCC worst” puts each at the end of the scale farther from its human score. “PLCC fitted”: '
+         'after a four-parameter logistic fitted on other photos ({}). '
+         'The human scores have a standard deviation of {:.2f}.')
 
 # %% ../nbs/10_evaluate.ipynb #21568c1c
 def _markdown(
@@ -584,13 +598,14 @@ def _plain(
     if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
     return None if isinstance(x, float) and np.isnan(x) else x
 
-# %% ../nbs/10_evaluate.ipynb #97d062a1
+# %% ../nbs/10_evaluate.ipynb #651bc81f
 def _measures_table(
     rows: Mapping[str, Metrics], # name -> measures
 ) -> str: # Markdown; without columns that are undefined for all
     "How right the models are"
     used = [c for c, key in _COLUMNS.items() if any(not np.isnan(getattr(m, key).value) for m in rows.values())]
-    return _markdown(['model', *used], ([name, *(str(getattr(m, _COLUMNS[c])) for c in used)] for name, m in rows.items()))
+    cells = ([name, *(str(getattr(m, _COLUMNS[c])) for c in used)] for name, m in rows.items())
+    return _markdown(['model', *used], cells)
 
 # %% ../nbs/10_evaluate.ipynb #a4abc810
 def _use_table(
@@ -645,7 +660,7 @@ def tabulate(
                 out.append(metrics(there, which, fit_on(parts.get(fit_split, []), which), n, seed))
     return MetricTable(tuple(out))
 
-# %% ../nbs/10_evaluate.ipynb #29235aed
+# %% ../nbs/10_evaluate.ipynb #51163bce
 def compare(
     one: Sequence[Prediction], # of one model
     other: Sequence[Prediction], # of another one, on the same photos
@@ -656,7 +671,8 @@ def compare(
 ) -> Interval: # of metric(one) - metric(other); `.noise` says whether it may as well be none
     "How much better one model is than the other; `QPonderError` for models that were asked about different photos"
     second = {p.path: p for p in other}
-    if {p.path for p in one} != {*second}: raise QPonderError('the two models were asked about different photos: predict the same rows with both')
+    if {p.path for p in one} != {*second}:
+        raise QPonderError('the models were asked about different photos: predict the same rows with both')
     a, b = values(one, which), values([second[p.path] for p in one], which)
     both, target = ~(np.isnan(a) | np.isnan(b)), np.array([p.score for p in one])
     return paired_bootstrap(fn, a[both], b[both], target[both], n, seed)
@@ -669,20 +685,22 @@ class Grounding:
     swapped: Interval # the same against other photos
     gain: Interval # the difference, paired by text; `.noise`: the text may be about any photo
 
-# %% ../nbs/10_evaluate.ipynb #60ee0b77
+# %% ../nbs/10_evaluate.ipynb #2cc85a51
 def grounding(
     predictions: Sequence[Prediction], # of a model with words
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
 ) -> Grounding: # over readable answers
-    "Hold each reasoning against its own photo and against all others"
+    "Hold each reasoning against its own photo and against up to twenty others; `QPonderError` below three answers"
     kept = [p for p in predictions if p.ok and p.faults is not None]
+    if len(kept) < 3: raise QPonderError(f'{len(kept)} readable answers are too few to swap: it takes three')
     said = [claims(parse(p.text).reasoning or '') for p in kept]
-    marks = np.array([[aspect_agreement(s, p.faults) for p in kept] for s in said]).reshape(len(kept), len(kept))
-    own, others = np.diag(marks), (marks.sum(1) - np.diag(marks)) / max(len(kept) - 1, 1)
+    steps = np.unique(np.linspace(0, len(kept) - 1, min(21, len(kept))).astype(int))
+    marks = np.array([[aspect_agreement(s, kept[i - k].faults) for k in steps] for i, s in enumerate(said)])
+    own, others = marks[:, 0], marks[:, 1:].mean(1)
     return Grounding(*(bootstrap(_mean, v, v, n, seed) for v in (own, others, own - others)))
 
-# %% ../nbs/10_evaluate.ipynb #0470f3d6
+# %% ../nbs/10_evaluate.ipynb #05607c91
 @dataclass(frozen=True)
 class Chain:
     "CURE's measures of a chain of thought, with a soft mark for the reasoning; NaN where nothing was right"
@@ -690,6 +708,9 @@ class Chain:
     reasoning: float # mean agreement of the aspects
     forward: float # of right reasoning, how much led to a right score
     backward: float # of right scores, how much was rightly reasoned
+
+    def __str__(self):
+        return ', '.join(f'{k} {v:.2f}' for k, v in asdict(self).items())
 
 # %% ../nbs/10_evaluate.ipynb #63078827
 def chain(
@@ -702,15 +723,16 @@ def chain(
     share = lambda whole: float((c * h).sum() / whole.sum()) if whole.sum() else float('nan')
     return Chain(float(h.mean()), float(c.mean()), share(c), share(h))
 
-# %% ../nbs/10_evaluate.ipynb #4ad83307
+# %% ../nbs/10_evaluate.ipynb #57189bfa
 def baselines(
     train: Iterable[Mapping[str, Any]], # path, score and image
 ) -> dict[str, Scorer]: # name -> photos to scores
     "All baselines, fitted; stock BRISQUE only where the extra `baselines` is installed"
     stock = {'BRISQUE, stock': brisque_scores} if find_spec('brisque') and find_spec('cv2') else {}
-    return {'constant': constant(train), 'measured + ridge': measured_ridge(train), **stock, 'BRISQUE + SVR': brisque_svr(train)}
+    fits = {'constant': constant, 'measured + ridge': measured_ridge, 'BRISQUE + SVR': brisque_svr}
+    return {name: fit(train) for name, fit in fits.items()} | stock
 
-# %% ../nbs/10_evaluate.ipynb #3d4ea486
+# %% ../nbs/10_evaluate.ipynb #818e3149
 def evaluate(
     students: Mapping[str, Any], # name -> a student, a checkpoint's folder, or a name that `model.load_student` knows
     train: Iterable[Mapping[str, Any]], # for the baselines
@@ -720,14 +742,16 @@ def evaluate(
     settings: RewardSettings = RewardSettings(), # as in training
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
     ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `model.generate`, greedy
+    n: int = 2000, # resamples for the intervals
 ) -> MetricTable: # of the test photos
     "Baselines and students on the same photos; resumable"
     file, splits = Path(out) / 'predictions.jsonl', {'val': val, 'test': test}
     for name, scorer in baselines(train).items():
-        for split, rows in splits.items(): resume(lambda some: score_with(scorer, some, name, split), rows, file, name, split)
+        for split, rows in splits.items():
+            resume(partial(score_with, scorer, model=name, split=split), rows, file, name, split)
     for name, student in students.items():
         if isinstance(student, (str, Path)): from qponder.model import load_student; student = load_student(student)
         for split, rows in splits.items(): predict(student, rows, file, name, split, settings, calibration, ask)
-    table = tabulate(read_predictions(file))
+    table = tabulate(read_predictions(file), n=n)
     (Path(out) / 'metrics.json').write_text(json.dumps(table.dicts(), indent=1) + '\n', encoding='utf-8')
     return table

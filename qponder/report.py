@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'STAGES', 'read_rows', 'read_json', 'svg', 'curve', 'draw_curves', 'scores', 'group', 'draw_scatter', 'gain',
            'paid', 'verdict', 'verdicts', 'thumbnail', 'extremes', 'card', 'table', 'metric_rows', 'missing', 'results',
-           'photos', 'training', 'distillation', 'record', 'headline', 'report', 'summary']
+           'photos', 'alarm', 'training', 'distillation', 'record', 'headline', 'report', 'summary']
 
 # %% ../nbs/12_report.ipynb #370babfe
 import base64
@@ -48,15 +48,16 @@ def read_json(
     try: return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
     except ValueError as e: raise QPonderError(f'{path}: is damaged; run that stage again') from e
 
-# %% ../nbs/12_report.ipynb #b3506ae9
+# %% ../nbs/12_report.ipynb #0cfccd8f
 _INK = '#101112'
-_COLOURS = {'base': '#8c8c8c', 'Q-Ponder-CI': '#3b8bd0', 'Q-Ponder': '#e0702c', 'format': '#8c8c8c', 'accuracy': '#3b8bd0',
-            'consistency': '#2f9e6e', 'total': '#e0702c', 'loss': '#3b8bd0', 'SRCC': '#e0702c', 'parse rate': '#8c8c8c'}
-_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'qponder', 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
-          'axes.titlesize': 10, 'axes.titlelocation': 'left', 'legend.frameon': False, 'lines.linewidth': 1.6,
+_GREY, _BLUE, _ORANGE, _GREEN = '#8c8c8c', '#3b8bd0', '#e0702c', '#2f9e6e'
+_COLOURS = {'base': _GREY, 'Q-Ponder-CI': _BLUE, 'Q-Ponder': _ORANGE, 'format': _GREY, 'accuracy': _BLUE, 'loss': _BLUE,
+            'consistency': _GREEN, 'total': _ORANGE, 'SRCC': _ORANGE, 'parse rate': _GREY}
+_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'qponder', 'font.size': 9, 'axes.titlesize': 10,
+          'axes.titlelocation': 'left', 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
           **{k: _INK for k in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')}}
 
-# %% ../nbs/12_report.ipynb #ccfe13bf
+# %% ../nbs/12_report.ipynb #a782fd8c
 def svg(
     draw: Callable[[Figure], Any], # draws on the figure that it is given
     name: str, # of the figure, unique in the page
@@ -70,6 +71,7 @@ def svg(
         draw(figure)
         figure.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
     text = out.getvalue()[out.getvalue().index('<svg'):].replace(_INK, 'currentColor')
+    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', text)
     return re.sub(r'<svg (.*?)width="[^"]*"', rf'<svg role="img" aria-label="{escape(alt)}" \1', text, count=1).replace(
         re.search(r' height="[^"]*pt"', text)[0], '', 1)
@@ -83,15 +85,13 @@ def curve(
     found = [(r['step'], r[key]) for r in rows if isinstance(r.get(key), (int, float)) and 'step' in r]
     return ([s for s, _ in found], [v for _, v in found])
 
-# %% ../nbs/12_report.ipynb #bcc34594
-_PANELS = {
-    'cold-start': {'loss': {'loss': 'loss'}, 'validation': {'val_srcc': 'SRCC', 'val_parse_rate': 'parse rate'}},
-    'grpo': {'reward': {'reward': 'total', 'rewards/accuracy/mean': 'accuracy', 'rewards/consistency/mean': 'consistency',
-                        'rewards/format/mean': 'format'},
-             'validation': {'val_srcc': 'SRCC', 'val_parse_rate': 'parse rate'}},
-}
+# %% ../nbs/12_report.ipynb #c7eb1a8d
+_VALIDATION = {'val_srcc': 'SRCC', 'val_parse_rate': 'parse rate'}
+_REWARD = {'reward': 'total'} | {f'rewards/{part}/mean': part for part in ('accuracy', 'consistency', 'format')}
+_PANELS = {'cold-start': {'loss': {'loss': 'loss'}, 'validation': _VALIDATION},
+           'grpo': {'reward': _REWARD, 'validation': _VALIDATION}}
 
-# %% ../nbs/12_report.ipynb #14db6fee
+# %% ../nbs/12_report.ipynb #35b25ef2
 def draw_curves(
     figure: Figure, # drawn on
     rows: Sequence[Mapping[str, Any]], # of a log.jsonl
@@ -101,7 +101,8 @@ def draw_curves(
     for ax, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for key, label in keys.items():
             steps, values = curve(rows, key)
-            if steps: ax.plot(steps, values, label=label, color=_COLOURS.get(label), marker='.' if len(steps) < 30 else None)
+            style = dict(label=label, color=_COLOURS.get(label), marker='.' if len(steps) < 30 else None)
+            if steps: ax.plot(steps, values, **style)
         ax.set(title=title, xlabel='step')
         if len(ax.lines) > 1: ax.legend()
 
@@ -191,7 +192,7 @@ def verdicts(
                 for name, part in (('mean reward', 'total'), ('agreement of the reasoning', 'agreement'))]
     return out
 
-# %% ../nbs/12_report.ipynb #4b3aecb4
+# %% ../nbs/12_report.ipynb #a4bb85d6
 def thumbnail(
     path: str | Path, # a photo
     side: int = 260, # longest side in pixels
@@ -202,7 +203,8 @@ def thumbnail(
     image.thumbnail((side, side))
     out = BytesIO()
     image.save(out, 'JPEG', quality=80)
-    return f'<img alt="{escape(Path(path).name)}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    data = base64.b64encode(out.getvalue()).decode()
+    return f'<img alt="{escape(Path(path).name)}" src="data:image/jpeg;base64,{data}">'
 
 # %% ../nbs/12_report.ipynb #80fca907
 def extremes(
@@ -235,7 +237,7 @@ def table(
     row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
     return f'<div class="wide"><table>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table></div>'
 
-# %% ../nbs/12_report.ipynb #46394a62
+# %% ../nbs/12_report.ipynb #f89b9427
 def _number(
     value: float | Mapping[str, float | None] | None, # a number, or an interval as it is stored
     bare: bool = False, # without the interval
@@ -243,12 +245,12 @@ def _number(
     "A number, with its interval in small type below"
     if not isinstance(value, Mapping): return '—' if value is None else f'{value:.3f}'
     if value['value'] is None: return '—'
-    inside = f'<br><small>{value["low"]:.2f} – {value["high"]:.2f}</small>' if value['low'] is not None and not bare else ''
-    return f'{value["value"]:.3f}{inside}'
+    if bare or value['low'] is None: return _number(value['value'])
+    return f'{value["value"]:.3f}<br><small>{value["low"]:.2f} – {value["high"]:.2f}</small>'
 
-# %% ../nbs/12_report.ipynb #6f976029
-_MEASURES = {'SRCC': 'srcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc_fitted', 'KRCC': 'krcc', 'RMSE': 'rmse', 'reward': 'reward',
-             'agreement': 'agreement'}
+# %% ../nbs/12_report.ipynb #7c9a7f42
+_MEASURES = {'SRCC': 'srcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc_fitted', 'KRCC': 'krcc', 'RMSE': 'rmse',
+             'reward': 'reward', 'agreement': 'agreement'}
 
 # %% ../nbs/12_report.ipynb #d9654353
 def metric_rows(
@@ -269,7 +271,13 @@ def missing(
     "A sentence in place of a section"
     return f'<p class="missing">{escape(what)} not there yet: <code>qponder {escape(command)}</code> makes it.</p>'
 
-# %% ../nbs/12_report.ipynb #fc2ed0e0
+# %% ../nbs/12_report.ipynb #91d20d24
+_NOTE = ('Small type: 95 % bootstrap intervals over the photos. “Expected”: the mean over the score tokens, “greedy”: '
+         'the score as written. Failed answers are left out of the correlations and counted in the last column; in '
+         'reward and agreement they count as 0. “PLCC fitted”: after a logistic curve fitted on the validation photos. '
+         'A dash: undefined.')
+
+# %% ../nbs/12_report.ipynb #17e759da
 def results(
     run: Path, # a run folder
 ) -> str: # HTML
@@ -279,11 +287,10 @@ def results(
     if not metrics or not file.is_file(): return missing('The evaluation is', 'evaluate')
     groups, rows = group(read_predictions(file)), metric_rows(metrics)
     words = {m: groups[m] for m in MODELS if m in groups}
-    note = ('Small type: 95 % bootstrap intervals over the photos. Failed answers are left out of the correlations and counted '
-            'in the last column; in reward and agreement they count as 0. A dash: undefined.')
-    parts = ['<h2>Results on the test photos</h2>', table(rows[0], rows[1:]), f'<p class="soft">{note}</p><ul>',
+    parts = ['<h2>Results on the test photos</h2>', table(rows[0], rows[1:]), f'<p class="soft">{_NOTE}</p><ul>',
              *(f'<li>{escape(v)}</li>' for v in verdicts(groups)), '</ul>']
-    if words: parts += [svg(lambda f: draw_scatter(f, words), 'scatter', 'scores of people against scores of models'), photos(words)]
+    scatter = lambda figure: draw_scatter(figure, words)
+    if words: parts += [svg(scatter, 'scatter', 'scores of people against scores of models'), photos(words)]
     return ''.join(parts)
 
 # %% ../nbs/12_report.ipynb #a97fa4f9
@@ -296,27 +303,36 @@ def photos(
     show = lambda title, some: f'<h3>{title}</h3><div class="cards">{"".join(map(card, some))}</div>'
     return show(f'Where {name} is closest to people', best) + show('Where it is farthest off', worst)
 
-# %% ../nbs/12_report.ipynb #ada58897
+# %% ../nbs/12_report.ipynb #93d28883
 _STORY = {
-    'cold-start': ('Cold start: Q-Ponder-CI', 'The student learns the traces word by word. Validation photos are never trained on.', 'sft'),
-    'grpo': ('GRPO: Q-Ponder', 'The student is rewarded for a well-formed answer, an accurate score, and a reasoning that agrees '
-             'with score and photo.', 'grpo'),
+    'cold-start': ('Cold start: Q-Ponder-CI', 'sft', 'The student learns the traces word by word. '
+                   'Validation photos are never trained on.'),
+    'grpo': ('GRPO: Q-Ponder', 'grpo', 'The student is rewarded for a well-formed answer, an accurate score, '
+             'and a reasoning that agrees with score and photo.'),
 }
 
-# %% ../nbs/12_report.ipynb #eaca7414
+# %% ../nbs/12_report.ipynb #080395f6
+def alarm(
+    text: str, # a warning from a log
+) -> str: # HTML
+    "A warning, set apart"
+    return f'<p class="missing">{escape(text)}</p>'
+
+# %% ../nbs/12_report.ipynb #40c5f126
 def training(
     run: Path, # a run folder
     stage: str, # cold-start or grpo
 ) -> str: # HTML
     "The curves of one training"
-    title, text, command = _STORY[stage]
+    title, command, text = _STORY[stage]
     rows = read_rows(run / stage / 'log.jsonl')
     if not rows: return f'<h2>{title}</h2>{missing("The log is", command)}'
     unfinished = '' if (run / stage / 'manifest.json').is_file() else ' <b>This stage is not finished.</b>'
+    alarms = [f'Step {r["step"]}: {r["warning"]}' for r in rows if 'warning' in r]
     drawing = svg(lambda f: draw_curves(f, rows, _PANELS[stage]), stage, f'training curves of {stage}')
-    return f'<h2>{title}</h2><p>{text}{unfinished}</p>{drawing}'
+    return f'<h2>{title}</h2><p>{text}{unfinished}</p>{drawing}{"".join(map(alarm, alarms))}'
 
-# %% ../nbs/12_report.ipynb #38b58810
+# %% ../nbs/12_report.ipynb #2798101a
 def distillation(
     run: Path, # a run folder
 ) -> str: # HTML
@@ -325,16 +341,18 @@ def distillation(
     if not file.is_file(): return f'<h2>Distillation</h2>{missing("The traces are", "distill")}'
     records = load_records(file)
     kept = sorted((r for r in records if r.verdict == 'kept'), key=lambda r: r.score)
-    notes = [f'<li>{escape(r.note)}</li>' for r in records if r.note][:20]
-    rows = [[escape(str(name)), str(r.dropped), str(r.left), f'{r.share:.1%}'] for name, r in keep_table(records).iterrows()]
-    examples = ''.join(f'<blockquote>{escape(r.raw)}</blockquote>' for r in (kept[:1] + kept[-1:] if kept else []))
-    return (f'<h2>Distillation</h2><p>{len(kept)} of {len(records)} traces were kept.</p>'
-            + table(['filter', 'dropped', 'left', 'share'], rows) + f'<ul>{"".join(notes)}</ul>' * bool(notes) + examples)
+    notes = ''.join(f'<li>{escape(r.note)}</li>' for r in records if r.note)
+    rows = [[str(r.Index), str(r.dropped), str(r.left), f'{r.share:.1%}'] for r in keep_table(records).itertuples()]
+    examples = ''.join(f'<blockquote>{escape(r.raw)}</blockquote>' for r in (kept[:1] + kept[1:][-1:]))
+    return (f'<h2>Distillation</h2><p>{len(kept)} of {len(records)} traces were kept. Below the table: the kept traces '
+            'of the photos that people liked least and most.</p>'
+            f'{table(["filter", "dropped", "left", "share left"], rows)}<ul>{notes}</ul>{examples}')
 
-# %% ../nbs/12_report.ipynb #72696e5b
+# %% ../nbs/12_report.ipynb #f0a1e87d
 STAGES = ('distill', 'cold-start', 'grpo', 'evaluate')
+_COST = {'seconds since its last start': 'wall_seconds', 'starts': 'starts', 'peak memory so far, MB': 'peak_memory_mb'}
 
-# %% ../nbs/12_report.ipynb #0cebbc75
+# %% ../nbs/12_report.ipynb #09a2b8a0
 def record(
     run: Path, # a run folder
 ) -> str: # HTML
@@ -342,30 +360,33 @@ def record(
     found = {s: m for s in STAGES if (m := read_json(run / s / 'manifest.json'))}
     if not found: return f'<h2>Record</h2>{missing("No stage is finished; its manifest is", "run")}'
     keys = list(dict.fromkeys(k for m in found.values() for k in m['inputs']))
-    cost = [['minutes', *(f'{m["wall_seconds"] / 60:.1f}' + (f' (started {m["starts"]} times)' if m['starts'] > 1 else '')
-                          for m in found.values())], ['peak memory, MB', *(f'{m["peak_memory_mb"] or "—"}' for m in found.values())]]
+    cost = [[head, *(str(m[key] or '—') for m in found.values())] for head, key in _COST.items()]
     used = [[f'<code>{escape(k)}</code>', *(escape(str(m['inputs'].get(k, ''))) for m in found.values())] for k in keys]
     same = list(dict.fromkeys(', '.join(f'{k} {v}' for k, v in m['versions'].items()) for m in found.values()))
     policy = [str(m['image_policy']) for m in found.values() if m['image_policy']][-1:]
-    return (f'<h2>Record</h2>{table(["", *found], cost)}<details><summary>Settings and hashes</summary>{table(["", *found], used)}'
-            f'</details><p class="soft">{"<br>".join(map(escape, same + policy))}</p>')
+    return (f'<h2>Record</h2>{table(["", *found], cost)}<details><summary>Settings and hashes</summary>'
+            f'{table(["", *found], used)}</details><p class="soft">{"<br>".join(map(escape, same + policy))}</p>')
 
-# %% ../nbs/12_report.ipynb #3bfc6472
+# %% ../nbs/12_report.ipynb #ca0da66a
 _CSS = """:root{color-scheme:light dark;--soft:#6b7280;--line:#8884;--box:#8881}
 *{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;max-width:56rem;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.9rem;line-height:1.2;margin:.5em 0 .2em}h2{margin:2.4em 0 .5em;border-bottom:1px solid var(--line);padding-bottom:.2em}
+h1{font-size:1.9rem;line-height:1.2;margin:.5em 0 .2em}
+h2{margin:2.4em 0 .5em;border-bottom:1px solid var(--line);padding-bottom:.2em}
 h3{margin:1.6em 0 .5em}.soft,small{color:var(--soft)}small{font-size:.78em;white-space:nowrap}.lead{font-size:1.1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem;margin:.5em 0}
 th,td{padding:.35em .7em;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;padding-left:0}tr:last-child td{border-bottom:0}
 svg{width:100%;height:auto;display:block;margin:1em 0}svg text{font-family:inherit!important}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem}
-figure{margin:0;background:var(--box);border-radius:.5rem;overflow:hidden;break-inside:avoid}figure img{width:100%;display:block}
-figcaption{padding:.6em .8em .8em;font-size:.88rem;overflow-wrap:anywhere}.missing{background:var(--box);border-left:3px solid #e0702c;padding:.6em .9em}
+figure{margin:0;background:var(--box);border-radius:.5rem;overflow:hidden;break-inside:avoid}
+figure img{width:100%;display:block}
+figcaption{padding:.6em .8em .8em;font-size:.88rem;overflow-wrap:anywhere}
+.missing{background:var(--box);border-left:3px solid #e0702c;padding:.6em .9em}
 blockquote{margin:1em 0;padding:.1em 1em;border-left:3px solid var(--line);font-size:.92rem;white-space:pre-wrap}
-details{margin:1em 0}summary{cursor:pointer}@media print{body{max-width:none;font-size:11pt}h2{break-after:avoid}details{display:block}}"""
+details{margin:1em 0}summary{cursor:pointer}
+@media print{body{max-width:none;font-size:11pt}h2{break-after:avoid}details{display:block}}"""
 
-# %% ../nbs/12_report.ipynb #7de6a997
+# %% ../nbs/12_report.ipynb #b7e638ef
 def headline(
     run: Path, # a run folder
 ) -> str: # a sentence
@@ -375,27 +396,29 @@ def headline(
     if not last: return 'This run has no results yet.'
     s = last['srcc']
     inside = f' (95 % interval {s["low"]:.2f} to {s["high"]:.2f})' if s['low'] is not None else ''
-    return f'{last["model"]} ranks {last["photos"]} test photos with an SRCC of {s["value"]:.3f}{inside}; {last["failed"]} answers could not be read.'
+    return (f'{last["model"]} ranks {last["photos"]} test photos with an SRCC of {s["value"]:.3f}{inside}; '
+            f'{last["failed"]} answers could not be read.')
 
-# %% ../nbs/12_report.ipynb #af9b7c52
+# %% ../nbs/12_report.ipynb #6e54e641
 def report(
     run: str | Path, # a run folder, such as runs/nano
 ) -> Path: # report.html in it
     "Write one self-contained page about a run; `QPonderError` if there is no such run or a file of it is damaged"
     run = Path(run)
     if not any((run / s).is_dir() for s in STAGES):
-        raise QPonderError(f'{run}: there is no run here; make one with `qponder run`, or name another with --name and --runs')
+        raise QPonderError(f'{run}: there is no run here; make one with `qponder run`, or give its --name and --runs')
     name = escape(run.resolve().name)
     body = (f'<h1>Q-Ponder: {name}</h1><p class="lead">{escape(headline(run))}</p>{results(run)}'
             f'{training(run, "cold-start")}{training(run, "grpo")}{distillation(run)}{record(run)}')
-    page = ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    page = ('<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>Q-Ponder: {name}</title><style>{_CSS}</style><body>{body}</body></html>\n')
     part = run / 'report.html.part'
     part.write_text(page, encoding='utf-8')
     os.replace(part, run / 'report.html')
     return run / 'report.html'
 
-# %% ../nbs/12_report.ipynb #8620ee5f
+# %% ../nbs/12_report.ipynb #6d97cf1f
 def summary(
     run: str | Path, # a run folder
 ) -> str: # lines of text
@@ -404,5 +427,5 @@ def summary(
     rows = metric_rows(read_json(folder / 'metrics.json') or [], bare=True)
     if len(rows) == 1: return headline(Path(run))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in rows]
+    lines = ['  '.join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
     return '\n'.join([*lines, '', *verdicts(group(read_predictions(folder / 'predictions.jsonl')))])

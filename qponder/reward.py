@@ -112,13 +112,13 @@ def aspect_agreement(
     spoiled = {FAULTS[f].aspect for f in faults}
     return overlap(statements(said.degrees, named), statements({a: 0 for a in ASPECTS if a not in spoiled}, faults))
 
-# %% ../nbs/07_reward.ipynb #73deba95
+# %% ../nbs/07_reward.ipynb #d12487d1
 def consistency(
     reasoning: str, # text of the think block; numbers in it are never read
     score: float, # what the same answer says, 1-5
     faults: Mapping[str, int] | None, # measured or known; None where nothing is known
     aspect_share: float = 0.5, # weight of the aspects against the level, 0 to 1
-) -> tuple[float, float, float]: # agreement, and its halves: of the level, of the aspects (0 where nothing is known); in [0,1]
+) -> tuple[float, float, float]: # agreement, and its halves: level, aspects (0 where nothing is known)
     "How well a reasoning agrees with its score and with the photo (our reconstruction)"
     said = claims(reasoning)
     level = level_agreement(said.level, score)
@@ -135,7 +135,7 @@ def gated(
     "Agreement, as far as the accuracy lets it through"
     return agreement * min(1.0, accuracy / gate)
 
-# %% ../nbs/07_reward.ipynb #54759cf2
+# %% ../nbs/07_reward.ipynb #facfda47
 @dataclass(frozen=True)
 class RewardSettings:
     "How the parts of the reward are made and weighed (our reconstruction)"
@@ -151,7 +151,7 @@ class RewardSettings:
         kernel(0, self.kernel, self.width)
         for name in ('w_format', 'w_accuracy', 'w_consistency'):
             if not 0 <= getattr(self, name) <= 100: raise QPonderError(f'{name} must be a weight from 0 to 100')
-        if not sum(self.weights): raise QPonderError('w_format, w_accuracy and w_consistency are all 0: give one a weight')
+        if not sum(self.weights): raise QPonderError('w_format, w_accuracy, w_consistency are all 0: give one a weight')
         if not 0 <= self.aspect_share <= 1: raise QPonderError('aspect_share must be from 0 to 1')
         if not 0 < self.gate <= 1: raise QPonderError('gate must be above 0 and at most 1')
 
@@ -198,7 +198,7 @@ def completion_text(
     "The text of a completion, plain or as chat messages"
     return completion if isinstance(completion, str) else completion[-1]['content']
 
-# %% ../nbs/07_reward.ipynb #d0b930c2
+# %% ../nbs/07_reward.ipynb #ff8cea5f
 def read_faults(
     cell: str | None, # JSON object fault -> degree; None, '' or 'null' where nothing is known
 ) -> dict[str, int] | None: # None where nothing is known
@@ -207,7 +207,7 @@ def read_faults(
     except json.JSONDecodeError: faults = cell
     known = isinstance(faults, dict) and all(f in FAULTS and d in (1, 2, 3) for f, d in faults.items())
     if faults is None or known: return faults
-    raise QPonderError(f'faults column: {cell!r} must be a JSON object of faults with degrees 1 to 3, such as {{"blur": 2}}')
+    raise QPonderError(f'faults column: {cell!r} must be a JSON object of faults with degrees 1 to 3, as {{"blur": 2}}')
 
 # %% ../nbs/07_reward.ipynb #2db2c108
 def _details(

@@ -10,7 +10,8 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 
 # %% auto #0
 __all__ = ['open_rows', 'sft_row', 'sft_rows', 'soft_target', 'score_terms', 'trace_loss', 'number', 'JsonlLog', 'read_log',
-           'Validate', 'validation', 'check_range', 'SFTSettings', 'newest_checkpoint', 'sft_config', 'cold_start']
+           'Validate', 'validation', 'check_range', 'SFTSettings', 'newest_checkpoint', 'make_optimizer', 'sft_config',
+           'cold_start']
 
 # %% ../nbs/08_sft.ipynb #0ee054cb
 import json
@@ -50,14 +51,14 @@ def sft_row(
     return dict(path=str(path), prompt=messages(student_prompt(mode)),
                 completion=[{'role': 'assistant', 'content': [{'type': 'text', 'text': render(said)}]}])
 
-# %% ../nbs/08_sft.ipynb #584f76fc
+# %% ../nbs/08_sft.ipynb #8b78ccc6
 def sft_rows(
     records: Sequence[Record], # kept records; their text must parse
     every: int = 3, # teach each n-th trace as a bare score too; 0: never
 ) -> Dataset: # columns path, prompt, completion, and images, opened lazily
     "Training rows from the teacher's records. Raises QPonderError if there are none."
     if not records: raise QPonderError('no traces to learn from: run `qponder distill`, or loosen its filters')
-    traces = [parse(r.raw).trace for r in records]
+    traces = [r.trace for r in records]
     rows = [sft_row(r.path, t) for r, t in zip(records, traces)]
     if every: rows += [sft_row(r.path, t, 'score') for r, t in list(zip(records, traces))[::every]]
     return Dataset.from_list(rows).with_transform(open_rows)
@@ -179,12 +180,13 @@ def check_range(
         if not low <= (value := getattr(settings, name)) <= high:
             raise QPonderError(f'{name} = {value} is out of range: it must lie from {low:g} to {high:g}')
 
-# %% ../nbs/08_sft.ipynb #6d000a84
+# %% ../nbs/08_sft.ipynb #eba80173
 @dataclass(frozen=True)
 class SFTSettings:
     "How the cold start is trained. Defaults are nano's."
     epochs: float = 8. # passes over the traces
     learning_rate: float = 5e-4 # peak, of AdamW
+    projector_scale: float = 12. # times the learning rate for the projector's first layer, see `make_optimizer`; 1: alike
     batch_size: int = 16 # rows a step
     accumulate: int = 1 # steps whose gradients are added up before an update
     warmup: float = .05 # share of the steps with rising learning rate; then a cosine
@@ -196,7 +198,7 @@ class SFTSettings:
     save_every: int = 20 # steps between checkpoints
 
     def __post_init__(self):
-        check_range(self, epochs=(.001, 1000), learning_rate=(0, 1), batch_size=(1, 4096), accumulate=(1, 4096),
+        check_range(self, epochs=(.001, 1000), learning_rate=(0, 1), projector_scale=(.001, 1000), batch_size=(1, 4096), accumulate=(1, 4096),
             warmup=(0, 1), weight_decay=(0, 1), score_weight=(0, 1e4), score_sigma=(.01, 2),
             score_only_every=(0, 1e6), eval_every=(1, 1e6), save_every=(1, 1e6))
 
@@ -207,6 +209,18 @@ def newest_checkpoint(
     "The newest whole checkpoint."
     whole = [p.parent for p in Path(folder).glob('checkpoint-*/trainer_state.json')]
     return max(whole, key=lambda p: int(p.name.split('-')[1]), default=None)
+
+# %% ../nbs/08_sft.ipynb #d5d78b2e
+def make_optimizer(
+    model: torch.nn.Module, # a student's model
+    settings: SFTSettings, # learning rate, its scale for the projector, weight decay
+) -> torch.optim.AdamW:
+    "AdamW over the parameters that train, the projector's first layer in a group of its own."
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    first = [p for n, p in trained.items() if n.endswith('multi_modal_projector.linear_1.weight')]
+    rest = [p for p in trained.values() if all(p is not f for f in first)]
+    groups = [dict(params=rest), dict(params=first, lr=settings.learning_rate * settings.projector_scale)]
+    return torch.optim.AdamW([g for g in groups if g['params']], lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 # %% ../nbs/08_sft.ipynb #d24b98a9
 def sft_config(
@@ -223,7 +237,7 @@ def sft_config(
         use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
         gradient_checkpointing=torch.cuda.is_available(), remove_unused_columns=False, report_to=[], disable_tqdm=not progress)
 
-# %% ../nbs/08_sft.ipynb #653193c6
+# %% ../nbs/08_sft.ipynb #2b57e34e
 def cold_start(
     student: Student, # trained in place
     records: Sequence[Record], # the traces that were kept
@@ -240,7 +254,7 @@ def cold_start(
     loss = partial(trace_loss, ids=score_token_ids(student.processor.tokenizer),
                    weight=settings.score_weight, sigma=settings.score_sigma)
     trainer = SFTTrainer(student.model, sft_config(out, settings, seed, progress), train_dataset=rows,
-        processing_class=student.processor, compute_loss_func=loss,
+        processing_class=student.processor, compute_loss_func=loss, optimizers=(make_optimizer(student.model, settings), None),
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
     trainer.train(resume_from_checkpoint=newest_checkpoint(out / 'checkpoints'))
     return save_student(student, out / 'model')

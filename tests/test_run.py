@@ -88,7 +88,8 @@ def test_a_mistake_is_named_wherever_it_stands(ini, line, words):
 
 
 def test_values_that_do_not_go_together_are_refused(ini):
-    refused(['sft_epochs = 60', 'do not go together'], read_settings, 'nano', ini, ['sft_epochs=60', 'sft_bold=yes'], KINDS)
+    both = ['sft_epochs=60', 'sft_bold=yes']
+    refused(['sft_epochs = 60', 'do not go together'], read_settings, 'nano', ini, both, KINDS)
 
 
 def test_unknown_preset_lists_those_there_are(ini):
@@ -161,17 +162,18 @@ def test_presets_are_valid(preset):
 def test_defaults_in_the_file_are_those_of_the_code():
     "Whoever calls a stage from Python gets what the file says."
     lines = entries(ROOT/'settings.ini', 'nano')
-    assert [build(cls, f'{p}_', lines) for p, cls in stage_settings().items()] == [cls() for cls in stage_settings().values()]
+    for prefix, cls in stage_settings().items(): assert build(cls, f'{prefix}_', lines) == cls()
 
 
 def test_every_key_has_a_comment():
-    own = [row for row in (ROOT/'settings.ini').read_text(encoding='utf-8').split('\n[nano]')[0].splitlines() if ' = ' in row]
-    bare = [row for row in own if not row.startswith('#') and '#' not in row]
+    own = (ROOT/'settings.ini').read_text(encoding='utf-8').split('\n[nano]')[0].splitlines()
+    bare = [row for row in own if '=' in row and '#' not in row]
     assert not bare
 
 
 def test_the_served_teacher_is_announced():
-    run = Run(Path('x'), read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', kinds=None), load=lambda c: pytest.fail('opened'))
+    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini')
+    run = Run(Path('x'), settings, load=lambda common: pytest.fail('opened'))
     refused(['teacher = served', 'not part of this version'], run_stages, run)
 
 
@@ -300,7 +302,8 @@ def test_manifest_holds_what_another_person_needs(run):
     (run.folder/'b'/'model'/'image_policy.json').write_text('{"size": 224}')
     run_stages(run, both, say=quiet)
     m = json.loads((run.folder/'b'/'manifest.json').read_text())
-    assert m['inputs'].items() >= {'seed': 0, 'grpo_steps': 10, 'data': 'photos', 'a/out.txt': sha(run.folder/'a'/'out.txt')}.items()
+    want = {'seed': 0, 'grpo_steps': 10, 'data': 'photos', 'a/out.txt': sha(run.folder/'a'/'out.txt')}
+    assert m['inputs'].items() >= want.items()
     assert sum(k.startswith('prompt ') for k in m['inputs']) == 3 and 'sft_epochs' not in m['inputs']
     assert m['image_policy'] == {'size': 224} and {'torch', 'trl', 'python'} <= set(m['versions'])
     assert m['wall_seconds'] >= 0 and m['peak_memory_mb'] > 10 and m['stage'] == 'b'
@@ -330,7 +333,7 @@ def test_seed_reaches_all_three():
 
 @pytest.mark.parametrize('error', [
     OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EDQUOT, 'Disk quota exceeded'),
-    RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos, PytorchStreamWriter failed: file write failed'),
+    RuntimeError('[enforce fail at inline_container.cc:664] PytorchStreamWriter failed: file write failed'),
     module.SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
 ])
 def test_a_full_disk_is_one_plain_error_and_nothing_is_lost(run, error):
@@ -410,9 +413,11 @@ def test_stage_names_and_order():
 
 def test_every_setting_belongs_to_a_stage():
     "A key that no manifest holds could change a result unnoticed; those about photos are in the hash of the data."
-    photos = {'data', 'image_col', 'score_col', 'low', 'high', 'lower_is_better', 'std_col', 'split_col', 'test_share', 'val_share'}
+    photos = {'data', 'image_col', 'score_col', 'low', 'high', 'lower_is_better', 'std_col', 'split_col',
+              'skip_bad', 'test_share', 'val_share'}
     uses = [u for s in STAGES for u in s.uses] + ['seed', *photos]
-    keys = [*Common.__dataclass_fields__, *(f'{p}_{k}' for p, c in stage_settings().items() for k in c.__dataclass_fields__)]
+    own = [f'{p}_{k}' for p, cls in stage_settings().items() for k in cls.__dataclass_fields__]
+    keys = [*Common.__dataclass_fields__, *own]
     assert not [k for k in keys if not any(k == u or u.endswith('_') and k.startswith(u) for u in uses)]
 
 
