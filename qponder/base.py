@@ -13,23 +13,24 @@ knows what *worse* means, and nothing of how much people mind."""
 # %% auto #0
 __all__ = ['BaseSettings', 'random_crop', 'damage', 'technical_score', 'lesson', 'lessons', 'new_nano', 'build_base']
 
-# %% ../nbs/08a_base.ipynb #366631c0
+# %% ../nbs/08a_base.ipynb #a24e1f9e
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image
 
 from .data import open_image
 from .degrade import DEGRADATIONS, degrade
 from .distill import MeasuredTeacher, Record, Request, combine, known_faults, photo_faults
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
-from .scale import HIGH, LOW
-from .sft import SFTSettings, check_range, cold_start
+from .scale import HIGH, LOW, check_range
+from .sft import SFTSettings, cold_start
 from .trace import REASON, SCORE_ONLY, parse
 
-# %% ../nbs/08a_base.ipynb #bce7f6bd
+# %% ../nbs/08a_base.ipynb #a11e7a7d
 @dataclass(frozen=True)
 class BaseSettings:
     "How pristine photos become nano-base's lessons."
@@ -38,9 +39,11 @@ class BaseSettings:
     clean: float = .12 # share left undamaged
     double: float = .3 # share damaged twice
     smallest: float = .5 # smallest crop, as a share of the photo's short side
+    held_out: int = 2 # photos that are only for validation, the first of the list
 
     def __post_init__(self):
-        check_range(self, copies=(1, 1e5), side=(64, 2048), clean=(0, 1), double=(0, 1), smallest=(.05, 1))
+        check_range(self, copies=(1, 1e5), side=(64, 2048), clean=(0, 1), double=(0, 1), smallest=(.05, 1),
+            held_out=(0, 1e4))
 
 # %% ../nbs/08a_base.ipynb #15ba28bd
 def random_crop(
@@ -126,16 +129,19 @@ def new_nano(
     picked = np.random.default_rng(seed).permutation(len(records))[:128]
     return standardise(student, [open_image(records[i].path) for i in picked])
 
-# %% ../nbs/08a_base.ipynb #c1812b8d
+# %% ../nbs/08a_base.ipynb #8d739e31
 def build_base(
     tower: dict, # DINOv2 weights, from `read_onnx_tower` or `facebook/dinov2-small`
     photos: Sequence[str | Path], # pristine photos; a hundred are enough
     out: str | Path, # folder for lessons/, model/, log.jsonl; started again, the training goes on
     settings: BaseSettings = BaseSettings(),
-    sft: SFTSettings = SFTSettings(epochs=6, learning_rate=1e-3, eval_every=100_000, save_every=50),
+    sft: SFTSettings = SFTSettings(epochs=4, learning_rate=1e-3, score_only_every=6, eval_every=100, save_every=50),
     seed: int = 0,
     progress: bool = False, # show a progress bar
 ) -> Path: # the folder of nano-base
     "Make nano-base from a pretrained tower and pristine photos."
+    photos, held = list(photos[settings.held_out:]), list(photos[:settings.held_out])
     records = list(lessons(photos, Path(out) / 'lessons', settings, seed))
-    return cold_start(new_nano(tower, records, seed=seed), records, out, sft, seed=seed, progress=progress)
+    check = list(lessons(held, Path(out) / 'held-out', settings, seed + 1))
+    val = Dataset.from_dict({'path': [r.path for r in check], 'score': [r.target for r in check]}) if check else None
+    return cold_start(new_nano(tower, records, seed=seed), records, out, sft, val, seed, progress)

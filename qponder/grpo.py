@@ -13,7 +13,7 @@ begins with a pre-flight on real rollouts that stops with a named cause. The tra
 __all__ = ['GRPOSettings', 'open_row_images', 'grpo_rows', 'Preflight', 'check_preflight', 'preflight', 'Alarm', 'grpo_config',
            'grpo']
 
-# %% ../nbs/09_grpo.ipynb #ee370ad2
+# %% ../nbs/09_grpo.ipynb #86e6689e
 import json
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ from .data import open_image
 from .distill import Record
 from .model import Student, fast_bf16, generate, remember, save_student
 from .reward import RewardSettings, reward, trl_rewards
-from .scale import QPonderError
-from .sft import JsonlLog, Validate, check_range, newest_checkpoint
+from .scale import QPonderError, check_range
+from .sft import JsonlLog, Validate, newest_checkpoint
 from .trace import messages, parse, student_prompt
 
 # %% ../nbs/09_grpo.ipynb #1857706b

@@ -12,14 +12,15 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 # %% auto #0
 __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'image_processor', 'read_policy', 'read_onnx_tower',
            'rename_attention', 'fast_bf16', 'MemoTower', 'remember', 'build_tokenizer', 'score_token_ids',
-           'NanoSettings', 'nano_config', 'Student', 'build_nano', 'standardise', 'encode', 'Generation',
-           'expected_score', 'read_generation', 'generate_batch', 'generate', 'save_student', 'check_policy',
-           'load_student', 'release']
+           'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
+           'Generation', 'expected_score', 'read_generation', 'generate_batch', 'generate', 'no_bars', 'save_student',
+           'check_policy', 'load_student', 'release']
 
-# %% ../nbs/06_model.ipynb #602d8a10
+# %% ../nbs/06_model.ipynb #1924827d
 import ctypes, hashlib, json, sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,10 +31,10 @@ from transformers import (AutoModelForImageTextToText, AutoProcessor, BitImagePr
                           LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast,
                           Qwen2Config)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
+from transformers.utils import logging
 
 from .data import ASSETS
-from .scale import HIGH, LOW, QPonderError
+from .scale import HIGH, LOW, QPonderError, check_range
 from .trace import messages, student_prompt
 
 # %% ../nbs/06_model.ipynb #da057086
@@ -43,7 +44,7 @@ def keep_memory() -> bool: # whether the C library took the advice
     M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
     return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
-# %% ../nbs/06_model.ipynb #92503a2f
+# %% ../nbs/06_model.ipynb #92fa7e62
 @dataclass(frozen=True)
 class ImagePolicy:
     "How a photo becomes pixels for the tower: squeezed to a square, antialiased, normalised per channel."
@@ -51,6 +52,11 @@ class ImagePolicy:
     resample: str = 'bicubic' # a PIL filter name: bicubic, lanczos, bilinear
     mean: tuple[float, ...] = (.485, .456, .406) # per channel, on [0,1]
     std: tuple[float, ...] = (.229, .224, .225) # per channel, on [0,1]
+
+    def __post_init__(self):
+        check_range(self, size=(28, 2048))
+        if self.resample.upper() not in Image.Resampling.__members__:
+            raise QPonderError(f'resample = {self.resample}: choose bicubic, lanczos or bilinear')
 
 # %% ../nbs/06_model.ipynb #535d6438
 def image_processor(
@@ -61,9 +67,9 @@ def image_processor(
     return BitImageProcessor(size=side, do_center_crop=False, crop_size=side, image_mean=list(policy.mean),
         image_std=list(policy.std), resample=int(Image.Resampling[policy.resample.upper()]))
 
-# %% ../nbs/06_model.ipynb #ea06ca20
+# %% ../nbs/06_model.ipynb #3c95ad8d
 def read_policy(
-    processor, # a processor with an `image_processor`
+    processor: object, # a processor with an `image_processor`
 ) -> dict: # the fields that decide which pixels the model sees
     "The image policy that `processor` really follows, as plain values to store and compare."
     config = processor.image_processor.to_dict()
@@ -132,9 +138,9 @@ class MemoTower(Dinov2Model):
         hidden = [taps[:, layers.index(i)] if i in layers else None for i in range(max(layers) + 1)]
         return BaseModelOutputWithPooling(last_hidden_state=hidden[-1], hidden_states=tuple(hidden))
 
-# %% ../nbs/06_model.ipynb #73faf90b
+# %% ../nbs/06_model.ipynb #4157e7d9
 def remember(
-    model, # a student's model
+    model: object, # a student's model
     photos: int, # how many photos to remember
 ):
     "`model` with a `MemoTower` that remembers `photos`, when its tower is a frozen DINOv2; else `model` unchanged."
@@ -170,15 +176,15 @@ def build_tokenizer(
     tokenizer.add_tokens(plain)
     return tokenizer
 
-# %% ../nbs/06_model.ipynb #d805604c
+# %% ../nbs/06_model.ipynb #82353c9d
 def score_token_ids(
-    tokenizer, # any tokenizer
+    tokenizer: PreTrainedTokenizerFast, # any tokenizer
 ) -> dict[float, int]: # score -> token id; empty for a model that spells scores in digits
     "The tokens that are a whole score by themselves, `{1.0: …, …, 5.0: …}`, if the vocabulary has all of them."
     vocab = tokenizer.get_vocab()
     return {s: vocab[str(s)] for s in SCORES} if all(str(s) in vocab for s in SCORES) else {}
 
-# %% ../nbs/06_model.ipynb #339d0956
+# %% ../nbs/06_model.ipynb #91a37f0e
 @dataclass(frozen=True)
 class NanoSettings:
     "The shape of nano."
@@ -188,19 +194,24 @@ class NanoSettings:
     heads: int = 4 # its attention heads
     vocab_size: int = 1024 # BPE tokens before tags and scores
 
-# %% ../nbs/06_model.ipynb #b730af81
+    def __post_init__(self):
+        check_range(self, width=(8, 8192), depth=(1, 128), heads=(1, 128), vocab_size=(260, 200_000))
+        if self.width % (2 * self.heads): raise QPonderError(f'width = {self.width} must be a multiple of 2 * heads')
+        if not self.taps or min(self.taps) < 1: raise QPonderError(f'taps = {self.taps}: name tower layers from 1 up')
+
+# %% ../nbs/06_model.ipynb #4985192f
 def nano_config(
     vision: Dinov2Config, # the tower's shape
-    tokenizer, # nano's tokenizer
-    settings: NanoSettings = NanoSettings(),
+    tokenizer: PreTrainedTokenizerFast, # nano's tokenizer
+    settings: NanoSettings = NanoSettings(), # its shape
 ) -> LlavaConfig:
     "The stock LLaVA configuration of nano."
     text = Qwen2Config(vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.depth,
         num_attention_heads=settings.heads, num_key_value_heads=settings.heads, intermediate_size=4 * settings.width,
         max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
-        vision_feature_layer=list(settings.taps), vision_feature_select_strategy='default', tie_word_embeddings=True,
+    return LlavaConfig(vision_config=vision, text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids('<image>'), vision_feature_layer=list(settings.taps), vision_feature_select_strategy='default', tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
 
 # %% ../nbs/06_model.ipynb #1039b76e
@@ -216,12 +227,12 @@ class Student:
         "The image policy the processor follows."
         return read_policy(self.processor)
 
-# %% ../nbs/06_model.ipynb #d960cdfd
+# %% ../nbs/06_model.ipynb #eb69d047
 def build_nano(
     tower: dict[str, torch.Tensor], # DINOv2 weights under their `facebook/dinov2-small` names
     texts: Iterable[str], # prompts and traces for the tokenizer
-    settings: NanoSettings = NanoSettings(),
-    policy: ImagePolicy = ImagePolicy(),
+    settings: NanoSettings = NanoSettings(), # its shape
+    policy: ImagePolicy = ImagePolicy(), # how photos enter
     seed: int = 0, # of the language model's initial weights
 ) -> Student: # sees with the pretrained tower, says nothing sensible yet
     "nano before any training. Layers of the tower above the last tap are dropped."
@@ -234,10 +245,24 @@ def build_nano(
     kept = {rename_attention(k): v for k, v in tower.items()}
     model.model.vision_tower.load_state_dict({k: kept[k] for k in model.model.vision_tower.state_dict()})
     model.model.vision_tower.requires_grad_(False)
-    model.generation_config.update(max_new_tokens=160, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config.update(max_new_tokens=160, eos_token_id=tokenizer.eos_token_id,
+                                   pad_token_id=tokenizer.pad_token_id)
     processor = LlavaProcessor(image_processor(policy), tokenizer, patch_size=14, chat_template=CHAT,
         vision_feature_select_strategy='default', num_additional_image_tokens=1, image_token='<image>')
     return Student(model, processor, 'nano')
+
+# %% ../nbs/06_model.ipynb #0458d242
+def tiny_student(
+    seed: int = 0, # of every weight
+) -> Student: # about a hundred thousand random weights
+    "A nano in miniature, for trying code."
+    torch.manual_seed(seed)
+    vision = Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, image_size=518, patch_size=14)
+    shape = NanoSettings(taps=(1, 2), width=32, depth=1, heads=2, vocab_size=300)
+    texts = ['The photo is sharp.', 'The photo is blurred.']
+    student = build_nano(Dinov2Model(vision).state_dict(), texts, shape, ImagePolicy(size=56), seed)
+    student.model.generation_config.max_new_tokens = 24
+    return student
 
 # %% ../nbs/06_model.ipynb #122dae97
 @torch.no_grad()
@@ -256,15 +281,17 @@ def standardise(
     layer.weight /= std
     return student
 
-# %% ../nbs/06_model.ipynb #0a4cbc27
+# %% ../nbs/06_model.ipynb #e3bb922b
 def encode(
     student: Student, # who is asked
     images: Sequence[Image.Image], # RGB photos
     mode: str = 'reason', # 'reason' or 'score', see `qponder.trace.student_prompt`
 ) -> dict: # tensors for the model, one row per photo
     "The model's inputs for one question about each photo."
-    chat = student.processor.apply_chat_template(messages(student_prompt(mode)), add_generation_prompt=True, tokenize=False)
-    return student.processor(text=[chat] * len(images), images=[[im] for im in images], padding=True, return_tensors='pt')
+    ask = messages(student_prompt(mode))
+    chat = student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
+    return student.processor(text=[chat] * len(images), images=[[im] for im in images], padding=True,
+                             return_tensors='pt')
 
 # %% ../nbs/06_model.ipynb #0eace5bd
 @dataclass(frozen=True)
@@ -334,19 +361,29 @@ def generate(
         return [g for i in range(0, len(images), batch_size)
                 for g in generate_batch(student, images[i:i + batch_size], mode, sample, temperature, max_new_tokens)]
 
-# %% ../nbs/06_model.ipynb #b825ccfd
+# %% ../nbs/06_model.ipynb #b888ada7
+@contextmanager
+def no_bars() -> Iterator[None]:
+    "Keep transformers' progress bars off the screen for a while."
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: logging.enable_progress_bar()
+
+# %% ../nbs/06_model.ipynb #6ce2fb9a
 def save_student(
     student: Student, # what to save
     folder: str | Path, # created if need be
 ) -> Path: # the folder, which `AutoModelForImageTextToText` and `AutoProcessor` load too
     "Save model, processor and image policy."
     folder = Path(folder)
-    student.model.save_pretrained(folder)
+    with no_bars(): student.model.save_pretrained(folder)
     student.processor.save_pretrained(folder)
     (folder / 'image_policy.json').write_text(json.dumps(student.policy, indent=1) + '\n')
     return folder
 
-# %% ../nbs/06_model.ipynb #d1bab8ef
+# %% ../nbs/06_model.ipynb #e20caa40
 def check_policy(
     student: Student, # as loaded
     folder: Path, # a checkpoint
@@ -356,9 +393,9 @@ def check_policy(
     if not stored.exists() or (policy := json.loads(stored.read_text())) == student.policy: return student
     differs = [k for k in {*policy, *student.policy} if policy.get(k) != student.policy.get(k)]
     raise QPonderError(f'{stored}: the checkpoint was trained with {({k: policy.get(k) for k in differs})}, but its '
-        f'processor follows {({k: student.policy.get(k) for k in differs})}. Restore preprocessor_config.json.')
+        f'processor follows {({k: student.policy.get(k) for k in differs})}. Restore the processor\'s files.')
 
-# %% ../nbs/06_model.ipynb #c5d6ccad
+# %% ../nbs/06_model.ipynb #e3451f8b
 def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
     device: str = 'cpu', # where to put it
@@ -368,7 +405,7 @@ def load_student(
     keep_memory()
     folder = ASSETS / name if (ASSETS / name).is_dir() else Path(name)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        with no_bars(): model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '

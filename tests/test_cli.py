@@ -11,6 +11,7 @@ import pytest
 
 from qponder import __version__, run
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
+from qponder.data import ASSETS, pristine
 from qponder.run import STAGES, Common, Parts, Stage
 from qponder.scale import QPonderError
 
@@ -56,7 +57,7 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit): main(['--help'])
     out = capsys.readouterr().out
-    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'rate', 'init', 'check'
+    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'rate', 'init', 'check', 'base'
     assert not [n for n in names if f'\n    {n} ' not in out]
 
 
@@ -65,7 +66,10 @@ def test_the_script_is_installed():
     assert found == ['qponder.cli:main']
 
 
-@pytest.mark.parametrize('args', [[], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check']])
+WRONG = [], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check'], ['base', 'x.onnx', 'a.png']
+
+
+@pytest.mark.parametrize('args', WRONG)
 def test_wrong_usage_is_code_2(args):
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code == 2
@@ -184,22 +188,84 @@ def test_check(here, monkeypatch, capsys, problems, code):
     assert capsys.readouterr().out == f'a.csv 0.0 False: {len(problems)}\n'
 
 
-class FakeRater:
-    def __init__(self, model):
+@pytest.fixture
+def rated(monkeypatch):
+    "A rater that knows every photo but gone.jpg."
+    def rater(model):
         if model == 'none': raise QPonderError('none: no student')
 
-    def rate_many(self, photos):
+    def rate_many(rater, photos):
         for p in photos:
             ok = p != 'gone.jpg'
-            r = dict(path=p, score=3.4 if ok else None, level='fair', reasoning='Soft.', status='ok' if ok else 'no',
-                     error='' if ok else 'no such file')
-            yield SimpleNamespace(**r, to_json=lambda r=r: json.dumps(r))
+            text = f'{p}: 3.4 of 5' if ok else f'{p}: no score'
+            r = type('Rating', (), dict(score=3.4 if ok else None, to_json=lambda self, p=p: json.dumps({'path': p}),
+                                        __str__=lambda self, text=text: text))
+            yield r()
+    fake('rate', monkeypatch, Rater=rater, rate_many=rate_many, find_photos=list)
 
 
-def test_rate(here, monkeypatch, capsys):
-    fake('rate', monkeypatch, Rater=FakeRater)
+def test_rate(rated, capsys):
     assert main(['rate', 'a.jpg', 'b.jpg', '--json']) == 0
     assert [json.loads(line)['path'] for line in capsys.readouterr().out.splitlines()] == ['a.jpg', 'b.jpg']
     assert main(['rate', 'gone.jpg', 'a.jpg']) == 1
-    assert capsys.readouterr().out == 'gone.jpg: not rated (no such file)\na.jpg: 3.4 of 5, fair. Soft.\n'
+    assert capsys.readouterr().out == 'gone.jpg: no score\na.jpg: 3.4 of 5\n'
     assert main(['rate', 'a.jpg', '--model', 'none']) == 2
+
+
+def test_rating_real_photos(here, capsys):
+    "What ships can rate; a file that is no photo costs nothing but its own score."
+    model = 'nano' if (ASSETS/'nano').is_dir() else 'nano-base'
+    Path('torn.jpg').write_bytes(pristine()[0].read_bytes()[:999])
+    photo = str(pristine()[0])
+    assert main(['rate', photo, 'torn.jpg', '--model', model, '--json']) == 1
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert good['path'] == photo and good['status'] == 'ok' and 1 <= good['score'] <= 5 and 1 <= good['expected'] <= 5
+    assert good['reasoning'] and good['level'] and good['scale'].startswith('1-5') and good['policy'] == '224x224'
+    assert (bad['path'], bad['score'], bad['status']) == ('torn.jpg', None, 'unreadable') and 'torn.jpg' in bad['error']
+    assert main(['rate', photo, '--model', model]) == 0
+    assert f'{good["score"]:.1f} of 5' in capsys.readouterr().out
+
+
+def test_rate_without_photos(here, capsys):
+    (here/'empty').mkdir()
+    assert main(['rate', 'empty']) == 2
+    assert capsys.readouterr().err.startswith('qponder: empty: no photo')
+
+
+# nano-base, built again
+
+@pytest.fixture(scope='module')
+def small_tower(tmp_path_factory):
+    "A DINOv2 of random weights: nine layers, 64 wide."
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('tower')
+    shape = Dinov2Config(hidden_size=64, num_hidden_layers=10, num_attention_heads=1, image_size=518, patch_size=14)
+    Dinov2Model(shape).save_pretrained(folder)
+    return str(folder)
+
+
+def test_base_reads_photos_builds_and_releases(here, small_tower, monkeypatch, capsys):
+    from qponder import base
+    from qponder.model import load_student, save_student
+    asked = {}
+
+    def build_base(tower, photos, out, seed, progress):
+        asked.update(photos=len(photos), seed=seed)
+        texts = ['The photo is sharp.', 'The photo is blurred.']
+        return save_student(base.build_nano(tower, texts, base.NanoSettings(width=32, depth=1, heads=2), seed=seed),
+                            Path(out)/'model')
+    monkeypatch.setattr(base, 'build_base', build_base)
+    photos = str(pristine()[0].parent)
+    assert main(['base', small_tower, photos, '--out', 'made', '--seed', '3']) == 0
+    assert asked == {'photos': len(pristine()), 'seed': 3}
+    assert capsys.readouterr().out == f'nano-base: {Path("made/nano-base")}\n'
+    assert load_student(here/'made'/'nano-base').model.config.vision_config.num_hidden_layers == 9
+
+
+@pytest.mark.parametrize('tower', ['gone.onnx', 'no-such-folder'])
+def test_a_tower_that_is_none(here, capsys, tower):
+    assert main(['base', tower, str(pristine()[0]), '--out', 'made']) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f'qponder: {tower}') and err.count('\n') == 1 and not Path('made').exists()

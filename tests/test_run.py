@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qponder import run as module
+from qponder.cli import main
+from qponder.data import load_sample
+from qponder.report import read_rows
 from qponder.run import (STAGES, Common, Entry, Parts, Run, Stage, build, convert, default_file, difference, disk_error,
                          entries, read_ini, read_overrides, read_settings, run_stage, run_stages, seed_all, sha,
                          stage_settings, write_json)
@@ -277,6 +280,28 @@ def test_fresh_keeps_the_old_aside_and_what_follows_is_made_anew(run, ini):
     assert b.calls == 2 and (run.folder/'b.1'/'manifest.json').exists()
 
 
+def test_other_weights_under_the_same_name_are_noticed(run, tmp_path, ini):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'model.safetensors').write_text('1')
+    stage = Stage('a', lambda run: None, ('student',))
+    run_stage(stage, made(run.folder, f'student={tmp_path}/mine', file=ini), say=quiet)
+    (tmp_path/'mine'/'model.safetensors').write_text('2')
+    again = made(run.folder, f'student={tmp_path}/mine', file=ini)
+    refused(['a was made with student weights'], run_stage, stage, again, say=quiet)
+
+
+def test_checkpoints_go_when_the_model_is_there(run):
+    def train(run, fail=None):
+        for name in ('checkpoints/checkpoint-5', 'checkpoint-5', 'model', 'completions'):
+            (run.folder/'a'/name).mkdir(parents=True, exist_ok=True)
+        if fail: raise fail
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Stage('a', lambda run: train(run, KeyboardInterrupt()), ()), run, say=quiet)
+    assert (run.folder/'a'/'checkpoint-5').is_dir() and (run.folder/'a'/'checkpoints'/'checkpoint-5').is_dir()
+    run_stage(Stage('a', train, ()), run, say=quiet)
+    assert sorted(p.name for p in (run.folder/'a').iterdir() if p.is_dir()) == ['completions', 'model']
+
+
 def test_a_stage_alone_needs_the_ones_before(run):
     a, b, both = stages()
     refused(['b needs a/out.txt', 'not finished', 'qponder run'], run_stage, both[1], run, say=quiet)
@@ -424,3 +449,82 @@ def test_every_setting_belongs_to_a_stage():
 def test_overrides_keep_what_follows_the_first_equals_sign():
     assert read_overrides(['data=a=b.csv'])['data'].text == 'a=b.csv'
     refused(['--set sft_epochs', 'KEY=VALUE'], read_overrides, ['sft_epochs'])
+
+
+# the whole way, with the student that ships: few photos, few steps
+
+END_TO_END = """[nano]
+data = photos.csv
+low = 0
+high = 100
+split_col = split
+sft_epochs = 2
+sft_batch_size = 4
+sft_score_only_every = 0
+sft_eval_every = 1
+sft_save_every = 1
+grpo_steps = 2
+grpo_group_size = 2
+grpo_prompts_per_step = 2
+grpo_preflight_prompts = 0
+grpo_eval_every = 1
+grpo_save_every = 1
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    "A working folder with twelve rated photos."
+    monkeypatch.chdir(tmp_path)
+    sample = load_sample().select_columns(['path', 'mos'])
+    split = ['train'] * 4 + ['val'] * 3 + ['test'] * 5
+    rows = ''.join(f'{r["path"]},{r["mos"]},{s}\n' for r, s in zip(sample.select(range(0, 300, 25)), split))
+    Path('photos.csv').write_text('image,mos,split\n' + rows)
+    Path('settings.ini').write_text(END_TO_END)
+
+
+class Once:
+    "Calls a function, but raises an error in place of its nth call."
+    def __init__(self, function, n, error): self.function, self.left, self.error = function, n, error
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if not self.left: raise self.error
+        return self.function(*args, **kwargs)
+
+
+def fails(module, name, n, error):
+    "A patch for `main`: the nth call of a function fails, once."
+    return lambda patch: patch.setattr(module, name, Once(getattr(module, name), n, error))
+
+
+def said_by_students(folder):
+    rows = map(json.loads, (folder/'evaluate'/'predictions.jsonl').read_text().splitlines())
+    return {(r['model'], r['split'], Path(r['path']).name): (r['text'], r['expected'], r['reward'])
+            for r in rows if r['text']}
+
+
+def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, monkeypatch, capsys):
+    from qponder import distill, evaluate, sft
+    assert main(['run', '--name', 'whole']) == 0
+    stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(sft, 'validation', 2, KeyboardInterrupt()),
+             fails(sft, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
+             fails(evaluate, 'store', 13, KeyboardInterrupt()))
+    for stage, code, stop in zip(('distill', 'cold-start', 'grpo', 'evaluate'), (130, 130, 2, 130), stops):
+        with monkeypatch.context() as patch:
+            stop(patch)
+            assert main(['run', '--name', 'halting']) == code
+        assert not Path('runs', 'halting', stage, 'manifest.json').exists()
+        capsys.readouterr()
+    assert main(['run', '--name', 'halting']) == 0
+    out = capsys.readouterr().out
+    assert [s for s in ('distill', 'cold-start', 'grpo') if f'{s}: finished, not run again' not in out] == []
+    assert 'evaluate: goes on' in out and 'report: ' in out
+    whole, halting = (Path('runs', n) for n in ('whole', 'halting'))
+    for model in ('cold-start/model', 'grpo/model'): assert sha(whole/model) == sha(halting/model)
+    assert said_by_students(whole) == said_by_students(halting) and len(said_by_students(whole)) == 3 * (3 + 5)
+    first, second = (read_rows(f/'grpo'/'log.jsonl') for f in (whole, halting))
+    assert [r['reward'] for r in first if 'reward' in r] == [r['reward'] for r in second if 'reward' in r]
+    page = (halting/'report.html').read_text()
+    assert 'Q-Ponder-CI' in page and page.count('<svg') == 3 and 'class="missing">The' not in page
+    assert not [p for p in halting.rglob('checkpoint*')]

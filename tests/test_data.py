@@ -1,0 +1,410 @@
+"Photos and scores that are wrong in every way we know of: each is refused, or reported, by name and with a remedy."
+import io
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qponder.data import (
+    ASSETS, CARDS, DataError, DatasetCard, ImageError, check_csv, cut_validation, difference_hash, keep_together,
+    load_csv, load_data, load_sample, make_rows, near_duplicates, open_image, pristine, to_rgb)
+from qponder.scale import QPonderError
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+FORMATS = 'JPEG', 'PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM', 'JPEG2000'
+
+
+def picture(seed=0, size=(48, 32)):
+    "A photo of its own kind for each seed: a coarse random pattern, made large."
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
+
+
+def saved(path, image=None, **options):
+    (image or picture()).save(path, **options)
+    return path
+
+
+def halves(size=(40, 20)):
+    "Red on the left, blue on the right."
+    image = Image.new('RGB', size, RED)
+    image.paste(BLUE, (size[0]//2, 0, *size))
+    return image
+
+
+def near(colour, other): return np.abs(np.subtract(colour, other)).max() <= 12
+
+
+def refused(what, *words):
+    "The message of the error that `what` raises, which must be ours and hold all the words."
+    with pytest.raises(DataError) as e: what()
+    assert not [w for w in words if w not in str(e.value)], str(e.value)
+    return str(e.value)
+
+
+@pytest.fixture
+def table(tmp_path):
+    "Write a CSV file from its lines; photos a.png … d.png stand beside it."
+    for i, name in enumerate('abcd'): saved(tmp_path/f'{name}.png', picture(i))
+
+    def write(*lines, name='mine.csv'):
+        (tmp_path/name).write_text('\n'.join(lines))
+        return tmp_path/name
+    return write
+
+
+# photos that are refused
+
+def test_missing_file(tmp_path):
+    refused(lambda: open_image(tmp_path/'gone.jpg'), 'gone.jpg: no such file', 'correct the path')
+
+
+def test_folder(tmp_path):
+    refused(lambda: open_image(tmp_path), tmp_path.name, 'give the path of a photo')
+
+
+@pytest.mark.parametrize('keep', [.3, .6, .9])
+def test_truncated_jpeg(tmp_path, keep):
+    whole = saved(tmp_path/'whole.jpg', picture(size=(200, 150))).read_bytes()
+    (tmp_path/'cut.jpg').write_bytes(whole[:int(keep*len(whole))])
+    refused(lambda: open_image(tmp_path/'cut.jpg'), 'cut.jpg', 'damaged, fetch it again or remove it')
+
+
+@pytest.mark.parametrize('data', [b'', b'not a photo', b'<svg xmlns="http://www.w3.org/2000/svg"/>'])
+def test_no_image(tmp_path, data):
+    (tmp_path/'text.jpg').write_bytes(data)
+    refused(lambda: open_image(tmp_path/'text.jpg'), 'text.jpg', 'known format', 'JPEG or PNG')
+
+
+@pytest.mark.parametrize('size, fine', [((1, 1), False), ((15, 400), False), ((16, 16), True)])
+def test_tiny(tmp_path, size, fine):
+    path = saved(tmp_path/'dot.png', Image.new('RGB', size))
+    if fine: assert open_image(path).size == size
+    else: refused(lambda: open_image(path), 'dot.png', f'{size[0]}x{size[1]} pixels', 'at least 16')
+
+
+@pytest.mark.parametrize('name', ['film.gif', 'film.png', 'film.webp', 'pages.tiff'])
+def test_animated(tmp_path, name):
+    path = saved(tmp_path/name, picture(0), save_all=True, append_images=[picture(1)])
+    refused(lambda: open_image(path), name, 'animated', 'save the one to be judged')
+
+
+def test_huge(tmp_path, monkeypatch):
+    path = saved(tmp_path/'huge.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    refused(lambda: open_image(path), 'huge.png', 'too large', 'make it smaller')
+
+
+@pytest.mark.parametrize('pixels', [np.full((20, 20), .5, np.float32), np.full((20, 20), 70_000, np.int32)])
+def test_no_agreed_white(tmp_path, pixels):
+    path = saved(tmp_path/'deep.tiff', Image.fromarray(pixels))
+    refused(lambda: open_image(path), 'deep.tiff', '32-bit', 'save it with 8 or 16 bits')
+
+
+def test_in_memory():
+    refused(lambda: open_image(io.BytesIO(b'junk')), 'image in memory')
+    data = io.BytesIO()
+    picture().save(data, 'PNG')
+    assert open_image(data).size == (48, 32)
+
+
+@given(st.sampled_from(FORMATS), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
+       st.floats(0, 1))
+def test_damage_is_an_image_error_or_an_image(kind, changes, keep):
+    "Whatever the bytes, either RGB comes back or one of our errors."
+    data = io.BytesIO()
+    picture().save(data, kind)
+    damaged = bytearray(data.getvalue())
+    for place, byte in changes: damaged[place % len(damaged)] = byte
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: assert open_image(io.BytesIO(damaged[:round(keep*len(damaged))])).mode == 'RGB'
+        except ImageError as e: assert 'image in memory' in str(e)
+
+
+# photos that look as a viewer would show them
+
+def test_cmyk(tmp_path):
+    image = open_image(saved(tmp_path/'ink.jpg', halves().convert('CMYK'), quality=95))
+    assert image.mode == 'RGB' and near(image.getpixel((5, 10)), RED) and near(image.getpixel((35, 10)), BLUE)
+
+
+@pytest.mark.parametrize('value, eight', [(0, 0), (200, 0), (0x8080, 0x80), (0xffff, 255)])
+def test_sixteen_bits(tmp_path, value, eight):
+    "A dark photo stays dark: its brightest pixel says nothing about the range."
+    path = saved(tmp_path/'deep.png', Image.fromarray(np.full((20, 20), value, np.uint16)))
+    assert Image.open(path).mode.startswith('I') and open_image(path).getpixel((0, 0)) == (eight,)*3
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA'])
+def test_alpha_lies_on_white(tmp_path, mode):
+    clear = Image.new(mode, (20, 20), 0)
+    clear.paste(Image.new(mode, (10, 20), 'black'), (0, 0))
+    image = open_image(saved(tmp_path/'clear.png', clear))
+    assert image.mode == 'RGB' and [image.getpixel((x, 0)) for x in (0, 19)] == [(0, 0, 0), (255, 255, 255)]
+
+
+def test_transparent_palette(tmp_path):
+    path = saved(tmp_path/'palette.gif', Image.new('P', (20, 20), 0), transparency=0)
+    assert open_image(path).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'YCbCr', 'HSV'])
+def test_other_modes(mode):
+    assert to_rgb(halves().convert(mode)).mode == 'RGB'
+
+
+@pytest.mark.parametrize('turn, left, size', [(1, RED, (40, 20)), (2, BLUE, (40, 20)), (3, BLUE, (40, 20)),
+                                              (6, RED, (20, 40)), (8, BLUE, (20, 40))])
+def test_exif_upright(tmp_path, turn, left, size):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = open_image(saved(tmp_path/'turned.jpg', halves(), exif=exif, quality=95))
+    assert image.size == size and near(image.getpixel((2, 2)), left)
+
+
+def test_phone_jpeg_with_a_preview(tmp_path):
+    "Many phones keep a second picture in the JPEG; the first one is the photo."
+    saved(tmp_path/'phone.jpg', halves(), format='MPO', save_all=True, append_images=[picture(1)], quality=95)
+    assert Image.open(tmp_path/'phone.jpg').n_frames == 2
+    assert near(open_image(tmp_path/'phone.jpg').getpixel((5, 5)), RED)
+
+
+# CSV files that are refused
+
+def test_missing_csv(tmp_path):
+    refused(lambda: load_csv(tmp_path/'gone.csv'), 'gone.csv', 'No such file', 'give the path of a CSV file')
+
+
+def test_csv_that_is_a_folder(tmp_path):
+    refused(lambda: check_csv(tmp_path), tmp_path.name, 'give the path of a CSV file')
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'first line must name the columns'), (b'image,mos\n', 'add a line for each photo'),
+    (b'image,mos\n\n\n', 'add a line for each photo'), (b'\xff\xfe\x00\x81', 'first line must name the columns'),
+    (b'image,mos\na.png,3\nb.png,4,5,6\n', 'first line must name the columns')])
+def test_csv_without_rows_or_form(tmp_path, content, words):
+    (tmp_path/'poor.csv').write_bytes(content)
+    refused(lambda: load_csv(tmp_path/'poor.csv'), 'poor.csv', words)
+
+
+@pytest.mark.parametrize('form, column, option', [
+    ({}, "'image'", '--image-col'), (dict(image_col='photo'), "'mos'", '--score-col'),
+    (dict(image_col='photo', score_col='rating', std_col='sd'), "'sd'", '--std-col'),
+    (dict(image_col='photo', score_col='rating', split_col='part'), "'part'", '--split-col')])
+def test_wrong_column(table, form, column, option):
+    refused(lambda: check_csv(table('photo,rating', 'a.png,3'), **form), 'mine.csv', column, 'photo, rating', option)
+
+
+def test_scale_upside_down(table):
+    with pytest.raises(QPonderError, match='low.*below.*high'): check_csv(table('image,mos', 'a.png,3'), low=5, high=1)
+
+
+# rows that are reported
+
+@pytest.mark.parametrize('score', ['7', '0.99', '', 'nan', 'inf', 'good', '"3,5"'])
+def test_score_outside_its_range(table, score):
+    csv = table('image,mos', 'a.png,3', f'b.png,{score}')
+    problem, = check_csv(csv).problems
+    assert (problem.row, problem.kind, problem.file.endswith('b.png')) == (3, 'score', True)
+    refused(lambda: load_csv(csv), 'mine.csv, line 3', 'b.png: score', 'from 1 to 5', '--low and --high', 'skip_bad')
+
+
+def test_score_outside_the_declared_range(table):
+    csv = table('image,mos', 'a.png,70', 'b.png,101')
+    assert [p.row for p in check_csv(csv, low=0, high=100).problems] == [3]
+    refused(lambda: load_csv(csv, low=0, high=100), 'line 3', 'score 101 is not from 0 to 100')
+
+
+@pytest.mark.parametrize('spread', ['-1', '4.5', 'wide'])
+def test_spread_outside_its_range(table, spread):
+    csv = table('image,mos,sd', 'a.png,3,1', f'b.png,3,{spread}')
+    assert [(p.row, p.kind) for p in check_csv(csv, std_col='sd').problems] == [(3, 'spread')]
+    refused(lambda: load_csv(csv, std_col='sd'), 'line 3', 'b.png: spread', 'from 0 to 4', 'leave it empty')
+
+
+def test_unreadable_photos_are_rows(table, tmp_path):
+    (tmp_path/'cut.jpg').write_bytes(saved(tmp_path/'whole.jpg').read_bytes()[:-60])
+    csv = table('image,mos', 'a.png,3', 'gone.png,4', 'cut.jpg,2', ',2', 'b.png,4')
+    report = check_csv(csv)
+    assert [(p.row, p.kind) for p in report.problems] == [(n, 'unreadable') for n in (3, 4, 5)]
+    assert all(word in str(report) for word in ('5 rows, 3 problems', 'gone.png: no such file', 'cut.jpg', 'damaged'))
+    assert '| 3 | unreadable |' in report._repr_markdown_()
+    refused(lambda: load_csv(csv), 'line 3', 'gone.png', '3 of 5 rows', 'qponder check')
+    assert [p[-5:] for p in load_csv(csv, skip_bad=True)['path']] == ['a.png', 'b.png']
+
+
+def test_nothing_left(table):
+    refused(lambda: load_csv(table('image,mos', 'gone.png,3'), skip_bad=True), 'mine.csv', 'none of its 1 rows')
+
+
+def test_lines_are_counted_as_an_editor_does(table):
+    csv = table('image,mos', 'a.png,3', '', '', 'b.png,9', '')
+    assert [p.row for p in check_csv(csv).problems] == [5]
+    assert load_csv(csv, skip_bad=True)['mos'] == [3]
+
+
+# doubles
+
+def test_duplicated_rows(table):
+    csv = table('image,mos', 'a.png,3', 'b.png,4', 'a.png,2')
+    problem, = check_csv(csv).problems
+    assert (problem.row, problem.kind) == (4, 'duplicate')
+    assert 'the same file as a.png' in problem.what and 'line 2' in problem.what and 'keep one' in problem.what
+    rows = load_csv(csv)
+    assert rows['reference'][0] == rows['reference'][2] and rows['reference'][1] is None
+
+
+def test_exact_and_near_doubles_across_the_split(table, tmp_path):
+    (tmp_path/'copy.png').write_bytes((tmp_path/'a.png').read_bytes())
+    saved(tmp_path/'small.jpg', picture(1).resize((36, 24)))
+    csv = table('image,mos,part', 'a.png,3,train', 'b.png,4,train', 'copy.png,3,test', 'small.jpg,4,test', 'c.png,3,')
+    exact, close = check_csv(csv, split_col='part').problems
+    assert (exact.row, close.row) == (4, 5) and 'copy.png (test, line 4) is the same file as a.png' in exact.what
+    assert 'small.jpg (test, line 5) is nearly b.png (train, line 3); keep one of them' in close.what
+    with pytest.warns(UserWarning, match='2 doubles across the split.*qponder check'):
+        assert len(load_csv(csv, split_col='part')) == 5
+
+
+def test_doubles_within_a_part_are_no_leak(table):
+    csv = table('image,mos,part', 'a.png,3,train', 'a.png,4,train', 'b.png,4,test')
+    assert check_csv(csv, split_col='part').problems == ()
+
+
+@pytest.mark.parametrize('change', [
+    lambda i: i.resize((200, 133)), lambda i: i.resize((1100, 700)), lambda i: i.crop((8, 6, 760, 506)),
+    lambda i: i.point(lambda v: int(v*.8)), lambda i: i.convert('L').convert('RGB')])
+def test_near_doubles_of_real_photos(change):
+    photos = {p.name: open_image(p) for p in pristine()}
+    hashes = {k: difference_hash(v) for k, v in photos.items()}
+    assert near_duplicates(hashes) == []
+    for name, photo in photos.items():
+        assert near_duplicates(hashes | {'changed': difference_hash(change(photo))}) == [(name, 'changed')]
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)).filter(lambda p: p[0] < p[1]), max_size=12))
+def test_families_of_doubles_stay_together(pairs):
+    "Whoever is linked, over however many others, has the same reference; nobody else has one."
+    names = keep_together(pd.DataFrame(dict(path=[f'p{i}' for i in range(12)], reference=None)), pairs)['reference']
+    assert all(names[a] == names[b] for a, b in pairs)
+    linked = {i for p in pairs for i in p}
+    assert {i for i in range(12) if isinstance(names[i], str)} == linked
+
+
+# a CSV that is right
+
+def test_columns(table):
+    csv = table('photo,rating,sd,part,reference,severity,who', 'a.png,75,10,train,r1,3,me', 'b.png,50,,test,,,me')
+    rows = load_csv(csv, image_col='photo', score_col='rating', low=0, high=100, std_col='sd', split_col='part')
+    assert rows['score'] == [4, 3] and rows['mos'] == [75, 50]
+    assert rows['std'] == [.4, None] and rows['split'] == ['train', 'test']
+    assert rows['reference'] == ['r1', None] and rows['severity'] == [3, None] and rows['distortion'] == [None, None]
+    assert rows['name'] == ['mine', 'mine'] and rows[0]['image'].size == (48, 32)
+
+
+def test_lower_is_better(table):
+    csv = table('image,mos,sd', 'a.png,0,.1', 'b.png,.25,.2', 'c.png,1,0')
+    rows = load_csv(csv, low=0, high=1, higher_is_better=False, std_col='sd')
+    assert rows['score'] == [5, 4, 1] and rows['mos'] == [0, .25, 1]
+    np.testing.assert_allclose(rows['std'], [.4, .8, 0])
+
+
+def test_absolute_paths(table, tmp_path):
+    assert len(load_data(table('image,mos', f'{tmp_path/"a.png"},3'))) == 1
+
+
+def test_make_rows_checks_the_scale():
+    with pytest.raises(QPonderError, match='score 6.0 is outside 1 to 5'):
+        make_rows(pd.DataFrame(dict(path=['a.png'], mos=[6.])), DatasetCard('set', 1, 5))
+
+
+# the cut
+
+def rows_of(scores, references=None):
+    table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(scores))], mos=scores))
+    return make_rows(table.assign(reference=references), DatasetCard('set', 1, 5))
+
+
+@given(st.lists(st.floats(1, 5), min_size=2, max_size=60), st.floats(.02, .98), st.integers(0, 5))
+def test_cut_is_a_partition_of_the_size_asked_for(scores, share, seed):
+    rows = rows_of(scores)
+    train, val = cut_validation(rows, share, seed)
+    assert sorted([*train['path'], *val['path']]) == sorted(rows['path'])
+    assert len(val) == min(max(1, round(share*len(scores))), len(scores) - 1)
+    assert cut_validation(rows, share, seed)[1]['path'] == val['path']
+
+
+@pytest.mark.parametrize('share', [.1, .15, .3, .5])
+def test_cut_has_its_share_of_every_score(share):
+    "Of the worst k photos, the cut holds its share, to within two photos."
+    scores = np.random.default_rng(0).uniform(1, 5, 200)
+    _, val = cut_validation(rows_of(scores), share)
+    for edge in np.linspace(1.2, 5, 20):
+        assert abs((np.array(val['score']) <= edge).sum() - share*(scores <= edge).sum()) <= 2
+
+
+def test_cut_depends_on_the_seed():
+    train = load_sample('train')
+    assert cut_validation(train, seed=0)[1]['path'] != cut_validation(train, seed=1)[1]['path']
+
+
+def test_cut_keeps_references_together():
+    references = [f'r{i//5}' if i < 50 else None for i in range(80)]
+    train, val = cut_validation(rows_of(np.linspace(1, 5, 80), references), .3)
+    assert not {*train['reference']} & {*val['reference']} - {None}
+    assert None in val['reference'] and {*val['reference']} - {None}
+
+
+@pytest.mark.parametrize('share', [0, 1, -.1, 1.5, float('nan')])
+def test_cut_refuses_a_share(share):
+    refused(lambda: cut_validation(rows_of([1, 2, 3]), share), 'share', 'between 0 and 1')
+
+
+@pytest.mark.parametrize('references', [['r'], ['r', 'r']])
+def test_cut_refuses_a_single_photo(references):
+    refused(lambda: cut_validation(rows_of([3.]*len(references), references)), 'cannot be cut', 'add photos')
+
+
+# what ships
+
+def test_sample_needs_no_network(monkeypatch):
+    import socket
+    monkeypatch.setattr(socket, 'socket', lambda *a, **k: pytest.fail('a socket was opened'))
+    rows = load_data('sample')
+    assert len(rows) == 300 and all(1 <= s <= 5 for s in rows['score']) and rows[0]['image'].size == (336, 336)
+
+
+def test_sample_parts():
+    train, test = (load_sample(s) for s in ('train', 'test'))
+    assert (len(train), len(test)) == (210, 90) and not {*train['path']} & {*test['path']}
+    assert {*train['split']} == {'train'} and {*test['split']} == {'test'}
+    refused(lambda: load_sample('dev'), "'dev'", "'train' or 'test'")
+
+
+def test_sample_keeps_the_raters_units():
+    rows, card = load_sample(), CARDS['livec']
+    assert {*rows['name']} == {'livec'} and (card.low, card.high) == (0, 100) and max(rows['mos']) > 5
+    np.testing.assert_allclose(card.scale.from_score(np.array(rows['score'])), rows['mos'])
+    table = pd.read_csv(ASSETS/'livec_sample/livec_sample.csv')
+    np.testing.assert_allclose(np.array(rows['std'])*25, table['mos_std'])
+
+
+def test_sample_carries_its_notice():
+    notice = (ASSETS/'livec_sample/LICENSE.txt').read_text(encoding='utf-8')
+    assert 'COPYRIGHT NOTICE STARTS' in notice and 'COPYRIGHT NOTICE ENDS' in notice
+    assert 'Ghadiyaram' in CARDS['livec'].citation and 'notice and citation' in CARDS['livec'].licence
+
+
+def test_every_photo_that_ships_can_be_opened():
+    for path in [*load_sample()['path'], *pristine()]: assert open_image(path).mode == 'RGB'
+    assert [open_image(p).size for p in pristine()] == [(768, 512)]*6
+
+
+def test_cards_name_themselves():
+    assert all(k == c.name and c.scale.to_score(c.high if c.higher_is_better else c.low) == 5 for k, c in CARDS.items())
+    assert not CARDS['csiq'].higher_is_better and CARDS['kadid'].higher_is_better
