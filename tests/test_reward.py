@@ -7,20 +7,29 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qponder.reward import (RewardParts, RewardSettings, accuracy_reward, aspect_agreement, consistency, format_reward, gated,
-                            kernel, level_agreement, overlap, read_faults, reward, trl_rewards)
+from qponder.reward import (RewardParts, RewardSettings, accuracy_reward, aspect_agreement, consistency,
+                            format_reward, gated, kernel, level_agreement, overlap, read_faults, reward, trl_rewards)
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.trace import ASPECTS, FAULTS, FINE, Claims, Trace, claims, render
 
 KINDS = 'gaussian', 'exponential', 'linear', 'threshold'
 scores = st.integers(10, 50).map(lambda i: i / 10)
 widths = st.floats(.05, 4)
-known = st.dictionaries(st.sampled_from(sorted(FAULTS)), st.integers(1, 3), max_size=6).map(
-    lambda found: {f: d for f, d in found.items() if f == next(g for g in found if FAULTS[g].aspect == FAULTS[f].aspect)})
-pieces = ['<think>', '</think>', '<answer>', '</answer>', '3.4', '7', 'nan', 'The photo is blurred.', 'Overall the quality is poor.', 'noise', ' ', '\n']
+pieces = ['<think>', '</think>', '<answer>', '</answer>', '3.4', '7', 'nan', 'The photo is blurred.',
+          'Overall the quality is poor.', 'noise', ' ', '\n']
 soup = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=15).map(''.join)
-settings = st.builds(RewardSettings, kernel=st.sampled_from(KINDS), width=widths, w_format=st.floats(0, 2), w_accuracy=st.floats(.01, 2),
-                     w_consistency=st.floats(0, 2), aspect_share=st.floats(0, 1), gate=st.floats(.05, 1))
+settings = st.builds(RewardSettings, kernel=st.sampled_from(KINDS), width=widths, w_format=st.floats(0, 2),
+                     w_accuracy=st.floats(.01, 2), w_consistency=st.floats(0, 2), aspect_share=st.floats(0, 1),
+                     gate=st.floats(.05, 1))
+
+
+def first_of_each_aspect(found: dict[str, int]) -> dict[str, int]:
+    "At most one fault an aspect"
+    first = {FAULTS[f].aspect: f for f in reversed(found)}
+    return {f: d for f, d in found.items() if first[FAULTS[f].aspect] == f}
+
+
+known = st.dictionaries(st.sampled_from(sorted(FAULTS)), st.integers(1, 3), max_size=6).map(first_of_each_aspect)
 
 
 def describe(faults: dict[str, int], word: str | None = None) -> str:
@@ -70,8 +79,9 @@ def test_unreadable_earns_nothing_in_any_part(text, target, faults, how):
     assert reward(broken, target, faults, how) == RewardParts()
 
 
-@pytest.mark.parametrize('text', ['', '3.4', '<answer></answer>', '<answer>0.9</answer>', '<answer>5.1</answer>', '<answer>nan</answer>',
-                                  '<answer>3</answer><answer>3</answer>', '<think>Overall the quality is fair.</think><answer>3.'])
+@pytest.mark.parametrize('text', [
+    '', '3.4', '<answer></answer>', '<answer>0.9</answer>', '<answer>5.1</answer>', '<answer>nan</answer>',
+    '<answer>3</answer><answer>3</answer>', '<think>Overall the quality is fair.</think><answer>3.'])
 def test_known_ways_of_being_unreadable(text):
     for finished in (True, False): assert reward(text, 3, {'blur': 2}, finished=finished) == RewardParts()
 
@@ -90,12 +100,15 @@ def test_right_answer_earns_everything(target, faults, how):
     assert np.allclose(values(parts), 1)
 
 
-@given(scores, known, settings, st.lists(st.sampled_from(['5.0', '1', '½', '٣', '3.4/5', 'four', '100%', '2,5']), min_size=1, max_size=6), st.randoms())
+numbers = st.sampled_from(['5.0', '1', '½', '٣', '3.4/5', 'four', '100%', '2,5'])
+
+
+@given(scores, known, settings, st.lists(numbers, min_size=1, max_size=6), st.randoms())
 def test_numbers_in_the_reasoning_cannot_matter(target, faults, how, numbers, rng):
     words = describe(faults, level(target)).split(' ')
     for n in numbers: words.insert(rng.randrange(len(words) + 1), n)
-    told = [reward(render(Trace(text, target)), target, faults, how) for text in (' '.join(words), describe(faults, level(target)))]
-    assert told[0] == told[1]
+    pay = lambda text: reward(render(Trace(text, target)), target, faults, how)
+    assert pay(' '.join(words)) == pay(describe(faults, level(target)))
 
 
 @given(known, st.sampled_from(LEVELS), scores)
@@ -104,7 +117,8 @@ def test_consistency_pays_nothing_without_accuracy(faults, word, target):
     score = level_centre(word)
     parts = reward(render(Trace(describe(faults, word), score)), target, faults, how)
     assert parts.agreement == pytest.approx(1)
-    if abs(score - target) >= .5: assert parts.consistency == parts.accuracy == 0 and parts.total == pytest.approx(.1)
+    if abs(score - target) >= .5:
+        assert parts.consistency == parts.accuracy == 0 and parts.total == pytest.approx(.1)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(.01, 1))
@@ -136,7 +150,8 @@ def test_overlap_is_symmetrical(one, two):
 @given(known, st.sampled_from(ASPECTS))
 def test_leaving_out_an_aspect_costs(facts, aspect):
     said = claims(describe(facts))
-    silent = Claims(None, {a: d for a, d in said.degrees.items() if a != aspect}, {f: d for f, d in said.faults.items() if FAULTS[f].aspect != aspect})
+    silent = Claims(None, {a: d for a, d in said.degrees.items() if a != aspect},
+                    {f: d for f, d in said.faults.items() if FAULTS[f].aspect != aspect})
     assert aspect_agreement(silent, facts) < aspect_agreement(said, facts) == 1
 
 
@@ -149,7 +164,8 @@ def test_making_up_a_fault_costs(facts, fault, degree):
 
 @given(known)
 def test_claiming_everything_does_not_pay(facts):
-    everything = describe(facts) + ' '.join(f' The photo is {f.words[2]}.' for f in FAULTS.values()) + ' '.join(f' The photo is {p}.' for ps in FINE.values() for p in ps)
+    all_words = [f.words[2] for f in FAULTS.values()] + [p for phrases in FINE.values() for p in phrases]
+    everything = describe(facts) + ''.join(f' The photo is {w}.' for w in all_words)
     assert aspect_agreement(claims(everything), facts) <= .5
     assert aspect_agreement(claims(everything), facts) < 1 == aspect_agreement(claims(describe(facts)), facts)
 
@@ -176,8 +192,9 @@ def test_a_target_on_another_scale_is_an_error():
         with pytest.raises(QPonderError, match='Scale.to_score'): accuracy_reward(3, target)
 
 
-@pytest.mark.parametrize('bad', [dict(kernel='l2'), dict(width=0), dict(w_format=-.1), dict(w_accuracy=float('nan')), dict(w_consistency=101),
-                                 dict(aspect_share=1.1), dict(gate=0), dict(gate=1.5), dict(w_format=0, w_accuracy=0, w_consistency=0)])
+@pytest.mark.parametrize('bad', [
+    dict(kernel='l2'), dict(width=0), dict(w_format=-.1), dict(w_accuracy=float('nan')), dict(w_consistency=101),
+    dict(aspect_share=1.1), dict(gate=0), dict(gate=1.5), dict(w_format=0, w_accuracy=0, w_consistency=0)])
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(QPonderError, match=next(iter(bad))): RewardSettings(**bad)
 
@@ -188,11 +205,13 @@ def test_weights_sum_to_one():
 
 def test_order_of_a_batch_only_orders_the_rewards():
     rng = random.Random(0)
-    rows = [(render(Trace(describe({f: 2}, w), level_centre(w))), rng.uniform(1, 5), json.dumps({g: 1})) for f, g, w in
-            zip(rng.choices(sorted(FAULTS), k=20), rng.choices(sorted(FAULTS), k=20), rng.choices(LEVELS, k=20))] + [('?', 3., 'null')]
-    shuffled = rng.sample(rows, len(rows))
-    call = lambda f, rows: f(prompts=[''] * len(rows), completions=[r[0] for r in rows], score=[r[1] for r in rows], faults=[r[2] for r in rows])
-    for f in trl_rewards()[0]: assert [v for _, v in sorted(zip(rows, call(f, rows)))] == [v for _, v in sorted(zip(shuffled, call(f, shuffled)))]
+    draw = zip(*(rng.choices(some, k=20) for some in (sorted(FAULTS), sorted(FAULTS), LEVELS)))
+    rows = [(render(Trace(describe({f: 2}, w), level_centre(w))), rng.uniform(1, 5), json.dumps({g: 1}))
+            for f, g, w in draw] + [('?', 3., 'null')]
+    def paid(f, rows):
+        texts, targets, faults = map(list, zip(*rows))
+        return dict(zip(rows, f(prompts=[''] * len(rows), completions=texts, score=targets, faults=faults)))
+    for f in trl_rewards()[0]: assert paid(f, rows) == paid(f, rng.sample(rows, len(rows)))
 
 
 def test_trl_functions_have_names_and_take_what_the_trainer_sends():
@@ -200,15 +219,18 @@ def test_trl_functions_have_names_and_take_what_the_trainer_sends():
     funcs, weights = trl_rewards(how)
     assert [f.__name__ for f in funcs] == ['format', 'accuracy', 'consistency'] and weights == [.25, .25, .5]
     text, logged = render(Trace(describe({'blur': 1}, 'fair'), 3)), {}
-    batch = dict(prompts=[[{}]] * 2, completions=[[{'role': 'assistant', 'content': t}] for t in (text, 'no')], completion_ids=[[1], [2]],
-                 score=[3., 3.], faults=['{"blur": 1}', None], path=['a', 'b'], trainer_state=None, log_extra=None, log_metric=logged.__setitem__)
+    batch = dict(prompts=[[{}]] * 2, completions=[[{'role': 'assistant', 'content': t}] for t in (text, 'no')],
+                 completion_ids=[[1], [2]], score=[3., 3.], faults=['{"blur": 1}', None], path=['a', 'b'],
+                 trainer_state=None, log_extra=None, log_metric=logged.__setitem__)
     assert [f(**batch) for f in funcs] == [[1, 0]] * 3
-    assert all(re.fullmatch(r'(answers|consistency)/[a-z_]+', k) and 0 <= v <= 1 for k, v in logged.items()) and len(logged) == 5
+    assert len(logged) == 5 and all(0 <= v <= 1 for v in logged.values())
+    assert all(re.fullmatch(r'(answers|consistency)/[a-z_]+', k) for k in logged)
 
 
 def test_a_batch_without_faults_column_or_readable_answer():
     logged = {}
-    for f in trl_rewards()[0]: assert f(prompts=[''], completions=['no'], score=[3.], log_metric=logged.__setitem__) == [0]
+    for f in trl_rewards()[0]:
+        assert f(prompts=[''], completions=['no'], score=[3.], log_metric=logged.__setitem__) == [0]
     assert 'answers/abs_error' not in logged and logged['answers/readable'] == 0
 
 
@@ -216,6 +238,7 @@ def test_columns_of_unequal_length_are_an_error():
     with pytest.raises(ValueError): trl_rewards()[0][0](prompts=[''] * 2, completions=['a', 'b'], score=[3.])
 
 
-@pytest.mark.parametrize('cell', ['[1]', '3', '"blur"', '{"blur": 0}', '{"blur": 4}', '{"fog": 1}', '{blur: 1}', '{"blur": "2"}'])
+@pytest.mark.parametrize('cell', [
+    '[1]', '3', '"blur"', '{"blur": 0}', '{"blur": 4}', '{"fog": 1}', '{blur: 1}', '{"blur": "2"}'])
 def test_a_faults_cell_that_is_none(cell):
     with pytest.raises(QPonderError, match='faults column'): read_faults(cell)
