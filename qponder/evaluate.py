@@ -15,12 +15,11 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
            'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'evaluate']
 
-# %% ../nbs/10_evaluate.ipynb #9e199bfa
+# %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -443,6 +442,12 @@ def _stock_brisque() -> Any: # the package's object
         raise QPonderError(f'BRISQUE is not here ({e}): pip install "qponder[baselines]", or leave it out') from e
     return BRISQUE(url=False)
 
+# %% ../nbs/10_evaluate.ipynb #d58b61cf
+def _has_stock() -> bool:
+    "Can stock BRISQUE be used here?"
+    try: return bool(_stock_brisque())
+    except QPonderError: return False
+
 # %% ../nbs/10_evaluate.ipynb #86e94f01
 def brisque_scores(
     photos: Sequence[Image.Image], # RGB
@@ -725,12 +730,12 @@ def chain(
     share = lambda whole: float((c * h).sum() / whole.sum()) if whole.sum() else float('nan')
     return Chain(float(h.mean()), float(c.mean()), share(c), share(h))
 
-# %% ../nbs/10_evaluate.ipynb #57189bfa
+# %% ../nbs/10_evaluate.ipynb #d5f332dc
 def baselines(
     train: Iterable[Mapping[str, Any]], # path, score and image
 ) -> dict[str, Scorer]: # name -> photos to scores
     "All baselines, fitted; stock BRISQUE only where the extra `baselines` is installed"
-    stock = {'BRISQUE, stock': brisque_scores} if find_spec('brisque') and find_spec('cv2') else {}
+    stock = {'BRISQUE, stock': brisque_scores} if _has_stock() else {}
     fits = {'constant': constant, 'measured + ridge': measured_ridge, 'BRISQUE + SVR': brisque_svr}
     return {name: fit(train) for name, fit in fits.items()} | stock
 

@@ -13,7 +13,7 @@ begins with a pre-flight on real rollouts that stops with a named cause. The tra
 __all__ = ['GRPOSettings', 'open_row_images', 'grpo_rows', 'Preflight', 'check_preflight', 'preflight', 'Alarm', 'grpo_config',
            'grpo']
 
-# %% ../nbs/09_grpo.ipynb #47bc5d94
+# %% ../nbs/09_grpo.ipynb #4d82b819
 import json
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from .distill import Record
 from .model import Student, fast_bf16, generate, remember, save_student
 from .reward import RewardSettings, reward, trl_rewards
 from .scale import QPonderError, check_range
-from .sft import JsonlLog, Validate, newest_checkpoint
+from .sft import JsonlLog, Validate, newest_checkpoint, restore
 from .trace import messages, parse, student_prompt
 
 # %% ../nbs/09_grpo.ipynb #04eb7c04
@@ -172,7 +172,7 @@ def grpo_config(
         use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
         num_completions_to_print=0, report_to=[], disable_tqdm=not progress)
 
-# %% ../nbs/09_grpo.ipynb #cb7c3697
+# %% ../nbs/09_grpo.ipynb #dc4d26cd
 def grpo(
     student: Student, # the cold-started one, trained in place
     records: Sequence[Record], # kept records: photos, target scores, known faults
@@ -193,5 +193,5 @@ def grpo(
         train_dataset=rows, processing_class=student.processor,
         callbacks=[log, Alarm(log), Validate(student, val, settings.eval_every, log)])
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest)
+    trainer.train(resume_from_checkpoint=restore(student, newest))
     return save_student(student, out / 'model')

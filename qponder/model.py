@@ -188,7 +188,7 @@ def score_token_ids(
     vocab = tokenizer.get_vocab()
     return {s: vocab[str(s)] for s in SCORES} if all(str(s) in vocab for s in SCORES) else {}
 
-# %% ../nbs/06_model.ipynb #91a37f0e
+# %% ../nbs/06_model.ipynb #2d3da05d
 @dataclass(frozen=True)
 class NanoSettings:
     "The shape of nano."
@@ -196,14 +196,16 @@ class NanoSettings:
     width: int = 256 # hidden size of the language model
     depth: int = 4 # its layers
     heads: int = 4 # its attention heads
+    mlp: int = 2 # width of its feed-forward layers, in widths
     vocab_size: int = 1024 # BPE tokens before tags and scores
 
     def __post_init__(self):
-        check_range(self, width=(8, 8192), depth=(1, 128), heads=(1, 128), vocab_size=(260, 200_000))
+        check_range(self, width=(8, 8192), depth=(1, 128), heads=(1, 128), mlp=(1, 16),
+            vocab_size=(260, 200_000))
         if self.width % (2 * self.heads): raise QPonderError(f'width = {self.width} must be a multiple of 2 * heads')
         if not self.taps or min(self.taps) < 1: raise QPonderError(f'taps = {self.taps}: name tower layers from 1 up')
 
-# %% ../nbs/06_model.ipynb #4bb8d434
+# %% ../nbs/06_model.ipynb #9f79072f
 def nano_config(
     vision: Dinov2Config, # the tower's shape
     tokenizer: PreTrainedTokenizerFast, # nano's tokenizer
@@ -211,7 +213,7 @@ def nano_config(
 ) -> LlavaConfig:
     "The stock LLaVA configuration of nano."
     text = Qwen2Config(vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.depth,
-        num_attention_heads=settings.heads, num_key_value_heads=settings.heads, intermediate_size=4 * settings.width,
+        num_attention_heads=settings.heads, num_key_value_heads=settings.heads, intermediate_size=settings.mlp * settings.width,
         max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return LlavaConfig(vision_config=vision, text_config=text,

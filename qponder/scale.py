@@ -16,9 +16,9 @@ from fastcore.basics import patch
 class QPonderError(ValueError):
     "A mistake in the input that the user can mend; the message names the culprit and the remedy"
 
-# %% ../nbs/00_scale.ipynb #d98f3610
+# %% ../nbs/00_scale.ipynb #dafe9597
 def check_range(
-    settings, # a settings dataclass
+    settings: object, # a settings dataclass
     **ranges: tuple[float, float], # field -> (lowest, highest) allowed
 ):
     "Raise QPonderError, naming the field, for a value outside its range."

@@ -10,10 +10,10 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 
 # %% auto #0
 __all__ = ['open_rows', 'sft_row', 'sft_rows', 'soft_target', 'score_terms', 'level_token_ids', 'places', 'trace_loss', 'number',
-           'read_log', 'JsonlLog', 'validation', 'Validate', 'SFTSettings', 'newest_checkpoint', 'sft_config',
-           'cold_start']
+           'read_log', 'JsonlLog', 'validation', 'Validate', 'SFTSettings', 'newest_checkpoint', 'restore',
+           'sft_config', 'cold_start']
 
-# %% ../nbs/08_sft.ipynb #71574e32
+# %% ../nbs/08_sft.ipynb #7df7e558
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from scipy.stats import spearmanr
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .data import open_image
 from .distill import Record
-from .model import Student, fast_bf16, generate, remember, save_student, score_token_ids
+from .model import Student, fast_bf16, generate, no_bars, remember, save_student, score_token_ids
 from .scale import LEVELS, QPonderError, check_range, level_centre
 from .trace import Trace, messages, parse, render, student_prompt
 
@@ -222,6 +222,17 @@ def newest_checkpoint(
     whole = [p.parent for p in Path(folder).glob('checkpoint-*/trainer_state.json')]
     return max(whole, key=lambda p: int(p.name.split('-')[1]), default=None)
 
+# %% ../nbs/08_sft.ipynb #c49417ef
+def restore(
+    student: Student, # its weights are replaced in place
+    checkpoint: Path | None, # from `newest_checkpoint`
+) -> Path | None: # `checkpoint`, for the trainer, which restores optimiser, schedule and random state from it
+    "Put a checkpoint's weights into `student`; any that is missing is an error."
+    if checkpoint:
+        with no_bars(): saved = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        student.model.load_state_dict(saved.state_dict())
+    return checkpoint
+
 # %% ../nbs/08_sft.ipynb #7a918639
 def sft_config(
     out: Path, # the stage's folder
@@ -238,7 +249,7 @@ def sft_config(
         gradient_checkpointing=torch.cuda.is_available(), remove_unused_columns=False, report_to=[],
         disable_tqdm=not progress)
 
-# %% ../nbs/08_sft.ipynb #0cf828b3
+# %% ../nbs/08_sft.ipynb #b303c3d8
 def cold_start(
     student: Student, # trained in place
     records: Sequence[Record], # the traces that were kept
@@ -259,5 +270,5 @@ def cold_start(
         processing_class=student.processor, compute_loss_func=loss,
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(out / 'checkpoints'))
+    trainer.train(resume_from_checkpoint=restore(student, newest_checkpoint(out / 'checkpoints')))
     return save_student(student, out / 'model')

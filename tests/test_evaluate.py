@@ -373,15 +373,20 @@ def test_stored_scores_of_baselines_hold_no_rounding_errors():
         assert p.greedy == 2.345678
 
 
-def test_stock_brisque_without_its_package_names_the_extra(monkeypatch):
+@pytest.fixture
+def without_brisque(monkeypatch):
+    "A machine where the package is missing, or cannot be imported"
     ev._stock_brisque.cache_clear()
     monkeypatch.setitem(sys.modules, 'brisque', None)
-    with pytest.raises(QPonderError, match=r'qponder\[baselines\]'): brisque_scores([photos(1)[0]['image']])
+    yield
     ev._stock_brisque.cache_clear()
 
 
-def test_baselines_go_without_the_package(monkeypatch):
-    monkeypatch.setattr(ev, 'find_spec', lambda name: None)
+def test_stock_brisque_without_its_package_names_the_extra(without_brisque):
+    with pytest.raises(QPonderError, match=r'qponder\[baselines\]'): brisque_scores([photos(1)[0]['image']])
+
+
+def test_baselines_go_without_the_package(without_brisque):
     assert list(baselines(photos(12))) == ['constant', 'measured + ridge', 'BRISQUE + SVR']
 
 

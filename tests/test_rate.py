@@ -1,0 +1,64 @@
+"Rating: one photo, many photos, bad photos, and answers that hold no score."
+import json
+
+import pytest
+
+from qponder.data import ImageError, open_image, pristine
+from qponder.model import save_student, tiny_student
+from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
+from qponder.scale import QPonderError
+
+
+@pytest.fixture(scope='module')
+def rater(): return Rater('nano')
+
+
+@pytest.fixture(scope='module')
+def babbler(tmp_path_factory):
+    "A rater that never gives a score."
+    return Rater(save_student(tiny_student(), tmp_path_factory.mktemp('tiny')/'s'))
+
+
+def test_a_rating_is_complete_and_repeatable(rater):
+    first, again = (rater.rate(pristine()[0]) for _ in range(2))
+    assert first == again and first.status == 'ok' and 1 <= first.score <= 5 and 1 <= first.expected <= 5
+    row = json.loads(first.to_json())
+    assert row['scale'].startswith('1-5') and row['model'] == 'nano' and row['policy'] == '224x224'
+
+
+def test_memory_and_file_agree(rater):
+    file, memory = rater.rate(pristine()[1]), rater.rate(open_image(pristine()[1]))
+    assert (file.score, file.reasoning) == (memory.score, memory.reasoning)
+
+
+def test_no_score_is_made_up(babbler):
+    rating = babbler.rate(pristine()[0])
+    assert rating.score is rating.expected is rating.level is None and rating.status in ('truncated', 'no_answer')
+    assert 'no score' in str(rating) and 'no score' in rating._repr_html_()
+    with pytest.raises(QPonderError, match='cannot be compared'): compare(babbler, *pristine()[:2])
+    assert sample_scores(babbler, open_image(pristine()[0]), 2) == (None, None, 0)
+
+
+def test_one_bad_photo_is_an_error_and_among_many_a_row(rater, tmp_path):
+    bad = tmp_path/'bad.jpg'
+    bad.write_bytes(pristine()[0].read_bytes()[:500])
+    with pytest.raises(ImageError, match='bad.jpg'): rater.rate(bad)
+    rows = list(rate_many(rater, [bad, pristine()[0], tmp_path/'none.png', bad], batch_size=2))
+    assert [r.status for r in rows] == ['unreadable', 'ok', 'unreadable', 'unreadable']
+    assert 'none.png' in rows[2].error and rows[0].score is None
+
+
+def test_order_of_a_pair_does_not_matter(rater):
+    one, two = pristine()[0], pristine()[3]
+    swap = {'first': 'second', 'second': 'first', 'tie': 'tie'}
+    assert compare(rater, one, two)[0] == swap[compare(rater, two, one)[0]]
+
+
+def test_folder_without_photos(tmp_path):
+    (tmp_path/'notes.txt').write_text('none')
+    with pytest.raises(QPonderError, match='no photo'): find_photos([tmp_path])
+
+
+def test_html_escapes_what_a_model_wrote():
+    rating = Rating(reasoning='<script>')
+    assert '<script>' not in rating._repr_html_()

@@ -1,0 +1,67 @@
+"Cold start: what the loss falls on, and stopping and going on."
+import pytest
+import torch
+from datasets import Dataset
+
+from qponder import sft
+from qponder.data import pristine
+from qponder.distill import Record
+from qponder.model import tiny_student
+from qponder.scale import QPonderError
+from qponder.sft import SFTSettings, cold_start, read_log
+from qponder.trace import Trace, render
+
+SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))
+RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
+VAL = Dataset.from_list([dict(path=r.path, score=r.target) for r in RECORDS])
+HOW = SFTSettings(epochs=6, batch_size=2, score_only_every=0, eval_every=3, save_every=2)
+
+
+def weights(student): return {k: v.clone() for k, v in student.model.state_dict().items()}
+
+
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_only_the_answer_is_learned(tmp_path, monkeypatch):
+    seen, real = [], sft.trace_loss
+    monkeypatch.setattr(sft, 'trace_loss', lambda out, labels, **kw: seen.append(labels) or real(out, labels, **kw))
+    tiny = tiny_student()
+    cold_start(tiny, RECORDS[:1], tmp_path, SFTSettings(epochs=1, score_only_every=0))
+    words = tiny.processor.tokenizer
+    assert words.decode(seen[0][0][seen[0][0] != -100]).replace('<|im_end|>', '').strip() == RECORDS[0].raw
+
+
+def test_bare_scores_are_taught_as_well(tmp_path):
+    rows = sft.sft_rows(RECORDS, every=2)
+    assert [r['completion'][0]['content'][0]['text'] for r in rows][2] == render(Trace('', 4.6))
+
+
+def test_the_tower_stays_frozen_and_the_rest_learns(tmp_path):
+    tiny, before = tiny_student(), weights(tiny_student())
+    cold_start(tiny, RECORDS, tmp_path, HOW)
+    moved = {k for k, v in tiny.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and not any('vision_tower' in k for k in moved)
+    assert any('multi_modal_projector' in k for k in moved)
+
+
+def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, monkeypatch):
+    whole = tiny_student()
+    cold_start(whole, RECORDS, tmp_path/'whole', HOW, VAL)
+    stop = sft.Validate.on_step_end
+    def pulled(self, args, state, control, **kwargs):
+        if state.global_step == 5: raise KeyboardInterrupt
+        stop(self, args, state, control, **kwargs)
+    monkeypatch.setattr(sft.Validate, 'on_step_end', pulled)
+    with pytest.raises(KeyboardInterrupt): cold_start(tiny_student(), RECORDS, tmp_path/'parts', HOW, VAL)
+    monkeypatch.setattr(sft.Validate, 'on_step_end', stop)
+    again = tiny_student(seed=1)
+    cold_start(again, RECORDS, tmp_path/'parts', HOW, VAL)
+    assert same(weights(whole), weights(again))
+    steps = [[r['step'] for r in read_log(tmp_path/p/'log.jsonl') if 'val_parse_rate' in r] for p in ('whole', 'parts')]
+    assert steps[0] == steps[1] == [3, 6]
+
+
+@pytest.mark.parametrize('wrong', [dict(epochs=0), dict(learning_rate=-1), dict(batch_size=0), dict(score_sigma=0)])
+def test_impossible_settings(wrong):
+    with pytest.raises(QPonderError, match=next(iter(wrong))): SFTSettings(**wrong)
