@@ -102,7 +102,7 @@ def places(
     at, which = (labels[:, None] == tokens).nonzero(as_tuple=True)
     return at, values[which]
 
-# %% ../nbs/08_sft.ipynb #a9e0d8b9
+# %% ../nbs/08_sft.ipynb #376be091
 def trace_loss(
     outputs: object, # the model's outputs, with logits of shape (batch, tokens, vocabulary)
     labels: torch.Tensor, # (batch, tokens), -100 where nothing is to be learned
@@ -114,8 +114,8 @@ def trace_loss(
 ) -> torch.Tensor: # a scalar
     "Cross-entropy of the answer, plus the score terms where a score or a level word stands."
     logits, labels = outputs.logits[:, :-1], labels[:, 1:]
-    rows, kept = (labels != -100).nonzero()[:, 0], labels != -100
-    scores, logits, labels = logits.new_zeros(len(labels)).float(), logits[kept].float(), labels[kept]
+    kept, scores = labels != -100, torch.zeros(len(labels), device=labels.device)
+    rows, logits, labels = kept.nonzero()[:, 0], logits[kept].float(), labels[kept]
     total = F.cross_entropy(logits, labels, reduction='sum')
     for words in filter(None, (ids, levels)) if ids and weight else ():
         at, values = places(labels, words)
