@@ -213,7 +213,8 @@ def nano_config(
 ) -> LlavaConfig:
     "The stock LLaVA configuration of nano."
     text = Qwen2Config(vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.depth,
-        num_attention_heads=settings.heads, num_key_value_heads=settings.heads, intermediate_size=settings.mlp * settings.width,
+        num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
+        intermediate_size=settings.mlp * settings.width,
         max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return LlavaConfig(vision_config=vision, text_config=text,
