@@ -509,7 +509,7 @@ def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, mo
     assert main(['run', '--name', 'whole']) == 0
     stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(sft, 'validation', 2, KeyboardInterrupt()),
              fails(sft, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
-             fails(evaluate, 'store', 13, KeyboardInterrupt()))
+             fails(evaluate, 'store', 10, KeyboardInterrupt()))
     for stage, code, stop in zip(('distill', 'cold-start', 'grpo', 'evaluate'), (130, 130, 2, 130), stops):
         with monkeypatch.context() as patch:
             stop(patch)
