@@ -22,7 +22,7 @@ def taught(tmp_path_factory):
     "A miniature that has learned to answer."
     tiny = tiny_student()
     cold_start(tiny, RECORDS, tmp_path_factory.mktemp('sft'),
-               SFTSettings(epochs=60, learning_rate=.01, score_weight=1, claim_weight=0, score_only_every=0,
+               SFTSettings(epochs=150, learning_rate=.02, score_weight=1, claim_weight=0, score_only_every=0,
                            save_every=1000))
     return {k: v.clone() for k, v in tiny.model.state_dict().items()}
 
