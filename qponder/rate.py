@@ -15,7 +15,7 @@ __all__ = ['PHOTOS', 'Rating', 'headline', 'picture', 'read_rating', 'Rater', 'r
 # %% ../nbs/11_rate.ipynb #e7c3a643
 import base64, json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO
 from itertools import islice
@@ -65,9 +65,7 @@ def __str__(self: Rating) -> str:
 @patch
 def to_json(self: Rating) -> str: # one line
     "Everything but the picture"
-    plain = asdict(replace(self, thumbnail=None))
-    del plain['thumbnail']
-    return json.dumps(plain)
+    return json.dumps({k: v for k, v in vars(self).items() if k != 'thumbnail'})
 
 # %% ../nbs/11_rate.ipynb #b780feda
 def picture(

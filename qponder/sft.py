@@ -293,7 +293,7 @@ def cold_start(
     words = student.processor.tokenizer
     loss = partial(trace_loss, ids=score_token_ids(words), levels=level_token_ids(words),
                    weight=settings.score_weight, sigma=settings.score_sigma,
-                   phrases=claim_phrases(words), claim_weight=settings.claim_weight)
+                   phrases=claim_phrases(words) if settings.claim_weight else (), claim_weight=settings.claim_weight)
     trainer = SFTTrainer(student.model, sft_config(out, settings, seed, progress), train_dataset=rows,
         processing_class=student.processor, compute_loss_func=loss,
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
