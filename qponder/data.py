@@ -9,15 +9,17 @@ says why not, and a check that reports everything it finds before anything is tr
 
 # %% auto #0
 __all__ = ['SMALLEST', 'DAMAGE', 'CARDS', 'COLUMNS', 'ASSETS', 'KNOWN', 'DataError', 'ImageError', 'to_rgb', 'why_not',
-           'open_image', 'DatasetCard', 'make_rows', 'load_sample', 'pristine', 'cut_validation', 'difference_hash',
-           'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_table', 'read_csv', 'wrong_number', 'look',
-           'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data']
+           'open_image', 'img_html', 'DatasetCard', 'make_rows', 'load_sample', 'pristine', 'cut_validation',
+           'difference_hash', 'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_table', 'read_csv',
+           'wrong_number', 'look', 'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data']
 
 # %% ../nbs/02_data.ipynb #398eda60
-import struct, warnings
+import base64, struct, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
+from html import escape
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,6 +90,18 @@ def open_image(
     except Image.DecompressionBombError as e: raise ImageError(f'{name}: is too large ({e}); make it smaller') from e
     except DAMAGE as e:
         raise ImageError(f'{name}: cannot be decoded ({e}); the file is damaged, fetch it again or remove it') from e
+
+# %% ../nbs/02_data.ipynb #10604ea3
+def img_html(
+    image: Image.Image, # RGB
+    alt: str = 'photo', # said where the picture cannot be shown
+    side: int = 260, # longest side in pixels; smaller photos stay as they are
+) -> str: # an <img> that needs no file
+    "A photo in HTML, small"
+    small, out = image.copy(), BytesIO()
+    small.thumbnail((side, side))
+    small.save(out, 'JPEG', quality=80)
+    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 # %% ../nbs/02_data.ipynb #4d33a5db
 @dataclass(frozen=True)

@@ -145,14 +145,14 @@ class MemoTower(Dinov2Model):
 # %% ../nbs/06_model.ipynb #4157e7d9
 def remember(
     model: object, # a student's model
-    photos: int, # how many photos to remember
+    photos: int, # how many photos to remember; 4096 (3 GB at 224 px) at most
 ):
     "`model` with a `MemoTower` that remembers `photos`, when its tower is a frozen DINOv2; else `model` unchanged."
     tower = getattr(getattr(model, 'model', None), 'vision_tower', None)
     if not isinstance(tower, Dinov2Model): return model
     memo = MemoTower(tower.config).to(tower.dtype)
     memo.load_state_dict(tower.state_dict())
-    memo.memo_size = photos
+    memo.memo_size = min(photos, 4096)
     model.model.vision_tower = memo.to(tower.device).train(tower.training).requires_grad_(False)
     return model
 

@@ -8,13 +8,12 @@ __all__ = ['MODELS', 'STAGES', 'read_rows', 'read_json', 'svg', 'curve', 'draw_c
            'results', 'photos', 'alarm', 'training', 'distillation', 'record', 'headline', 'report', 'summary']
 
 # %% ../nbs/12_report.ipynb #370babfe
-import base64
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .data import ImageError, open_image
+from .data import ImageError, img_html, open_image
 from .distill import keep_table, load_records
 from .evaluate import Interval, Prediction, bootstrap, paired_bootstrap, read_predictions, srcc
 from .scale import HIGH, LOW, QPonderError
@@ -200,16 +199,10 @@ def verdicts(
 # %% ../nbs/12_report.ipynb #a4bb85d6
 def thumbnail(
     path: str | Path, # a photo
-    side: int = 260, # longest side in pixels
 ) -> str: # an <img>, or a sentence if the photo cannot be read any more
     "A photo small enough to live in the page"
-    try: image = open_image(path)
+    try: return img_html(open_image(path), Path(path).name)
     except ImageError as e: return f'<p class="missing">{escape(str(e))}</p>'
-    image.thumbnail((side, side))
-    out = BytesIO()
-    image.save(out, 'JPEG', quality=80)
-    data = base64.b64encode(out.getvalue()).decode()
-    return f'<img alt="{escape(Path(path).name)}" src="data:image/jpeg;base64,{data}">'
 
 # %% ../nbs/12_report.ipynb #dac3ed8e
 def extremes(

@@ -15,8 +15,8 @@ from qponder.trace import Trace, render
 
 SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))
 RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
-HOW = GRPOSettings(steps=4, group_size=4, prompts_per_step=2, max_completion_length=40, save_every=2, eval_every=100,
-                   preflight_prompts=0)
+HOW = GRPOSettings(steps=4, group_size=4, prompts_per_step=2, rollouts_per_pass=4, max_completion_length=40,
+                   save_every=2, eval_every=100, preflight_prompts=0)
 
 
 @pytest.fixture(scope='module')
