@@ -105,12 +105,12 @@ def do_check(
 
 # %% ../nbs/14_cli.ipynb #a2012093
 def do_rate(
-    args: argparse.Namespace, # photos, model, json
+    args: argparse.Namespace, # photos, model, score_only, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
     from qponder.rate import Rater, find_photos, rate_many
     failed, photos = False, find_photos(args.photos)
-    for r in rate_many(Rater(args.model), photos):
+    for r in rate_many(Rater(args.model), photos, reasons=not args.score_only):
         failed |= r.score is None
         print(r.to_json() if args.json else r, flush=True)
     return int(failed)
@@ -182,6 +182,7 @@ def add_photos(
     p.set_defaults(do=do_rate)
     p.add_argument('photos', nargs='+', metavar='PHOTO', help='files or folders')
     p.add_argument('--model', default='nano', help="nano, or a model's folder (default: nano)")
+    p.add_argument('--score-only', action='store_true', help='no reasons, several times faster')
     p.add_argument('--json', action='store_true', help='one JSON object per line')
     p = commands.add_parser('base', help='build nano-base again')
     p.set_defaults(do=do_base)

@@ -269,7 +269,7 @@ def tiny_student(
     shape = NanoSettings(taps=(1, 2), width=32, depth=1, heads=2, vocab_size=300)
     texts = ['The photo is sharp.', 'The photo is blurred.']
     student = build_nano(Dinov2Model(vision).state_dict(), texts, shape, ImagePolicy(size=56), seed)
-    student.model.generation_config.max_new_tokens = 24
+    student.model.generation_config.max_new_tokens = 64
     return student
 
 # %% ../nbs/06_model.ipynb #122dae97

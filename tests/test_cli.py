@@ -194,7 +194,7 @@ def rated(monkeypatch):
     def rater(model):
         if model == 'none': raise QPonderError('none: no student')
 
-    def rate_many(rater, photos):
+    def rate_many(rater, photos, reasons):
         for p in photos:
             ok = p != 'gone.jpg'
             text = f'{p}: 3.4 of 5' if ok else f'{p}: no score'
@@ -224,6 +224,9 @@ def test_rating_real_photos(here, capsys):
     assert (bad['path'], bad['score'], bad['status']) == ('torn.jpg', None, 'unreadable') and 'torn.jpg' in bad['error']
     assert main(['rate', photo, '--model', model]) == 0
     assert f'{good["score"]:.1f} of 5' in capsys.readouterr().out
+    assert main(['rate', photo, '--model', model, '--score-only', '--json']) == 0
+    bare = json.loads(capsys.readouterr().out)
+    assert bare['status'] == 'ok' and bare['reasoning'] == '' and 1 <= bare['expected'] <= 5
 
 
 def test_rate_without_photos(here, capsys):
