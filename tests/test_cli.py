@@ -254,15 +254,15 @@ def test_base_reads_photos_builds_and_releases(here, small_tower, monkeypatch, c
     from qponder.model import load_student, save_student
     asked = {}
 
-    def build_base(tower, photos, out, seed, progress):
-        asked.update(photos=len(photos), seed=seed)
+    def build_base(tower, photos, out, ordinary, seed, progress):
+        asked.update(photos=len(photos), ordinary=len(ordinary), seed=seed)
         texts = ['The photo is sharp.', 'The photo is blurred.']
         return save_student(base.build_nano(tower, texts, base.NanoSettings(width=32, depth=1, heads=2), seed=seed),
                             Path(out)/'model')
     monkeypatch.setattr(base, 'build_base', build_base)
     photos = str(pristine()[0].parent)
-    assert main(['base', small_tower, photos, '--out', 'made', '--seed', '3']) == 0
-    assert asked == {'photos': len(pristine()), 'seed': 3}
+    assert main(['base', small_tower, photos, '--ordinary', str(pristine()[1]), '--out', 'made', '--seed', '3']) == 0
+    assert asked == {'photos': len(pristine()), 'ordinary': 1, 'seed': 3}
     assert capsys.readouterr().out == f'nano-base: {Path("made/nano-base")}\n'
     assert load_student(here/'made'/'nano-base').model.config.vision_config.num_hidden_layers == 9
 
