@@ -139,7 +139,8 @@ def new_nano(
     return standardise(student, [open_image(records[i].path) for i in picked])
 
 # %% ../nbs/08a_base.ipynb #d6bc6fe8
-BASE_SFT = SFTSettings(epochs=1, learning_rate=1e-3, score_only_every=4, eval_every=200, save_every=100)
+BASE_SFT = SFTSettings(epochs=1, learning_rate=1e-3, score_weight=10, claim_weight=6, score_only_every=4,
+                       eval_every=200, save_every=100)
 
 # %% ../nbs/08a_base.ipynb #3a3d4df0
 def build_base(

@@ -12,9 +12,10 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 # %% auto #0
 __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'image_processor', 'read_policy', 'read_onnx_tower',
            'rename_attention', 'fast_bf16', 'MemoTower', 'remember', 'build_tokenizer', 'score_token_ids',
-           'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
-           'Generation', 'expected_score', 'read_generation', 'generate_batch', 'generate', 'no_bars', 'save_student',
-           'check_policy', 'shipped', 'load_student', 'release']
+           'level_token_ids', 'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise',
+           'encode', 'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect', 'read_generation',
+           'generate_batch', 'generate', 'no_bars', 'save_student', 'check_policy', 'shipped', 'load_student',
+           'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import ctypes, hashlib, json, sys
@@ -34,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from .data import ASSETS
-from .scale import HIGH, LOW, QPonderError, check_range
+from .scale import HIGH, LEVELS, LOW, QPonderError, check_range, level_centre
 from .trace import messages, student_prompt
 
 # %% ../nbs/06_model.ipynb #da057086
@@ -188,6 +189,14 @@ def score_token_ids(
     vocab = tokenizer.get_vocab()
     return {s: vocab[str(s)] for s in SCORES} if all(str(s) in vocab for s in SCORES) else {}
 
+# %% ../nbs/06_model.ipynb #74f3b50b
+def level_token_ids(
+    tokenizer: object, # any tokenizer
+) -> dict[float, int]: # centre of a level -> token id; empty if a level word takes several tokens
+    "The tokens of the five level words as they stand within a sentence."
+    ids = {level_centre(w): tokenizer(f' {w}', add_special_tokens=False)['input_ids'] for w in LEVELS}
+    return {c: t[0] for c, t in ids.items()} if all(len(t) == 1 for t in ids.values()) else {}
+
 # %% ../nbs/06_model.ipynb #2d3da05d
 @dataclass(frozen=True)
 class NanoSettings:
@@ -307,30 +316,76 @@ class Generation:
     "One answer of a student."
     text: str # as the model wrote it, unparsed
     finished: bool # the model ended its answer itself, before `max_new_tokens`
-    expected: float | None # mean of the score tokens' distribution, 1-5; None if no score token was written
+    expected: float | None # mean of the scores it might have given, 1-5; None if no score token was written
 
 # %% ../nbs/06_model.ipynb #a711d80f
 def expected_score(
-    logits: torch.Tensor, # (vocabulary,) at the position where a score was written
-    ids: dict[float, int], # from `score_token_ids`
-) -> float: # in [1,5]
-    "The mean of the distribution over the score tokens alone (the closed-set softmax of Q-Align, 2312.17090)."
-    chances = logits[list(ids.values())].float().softmax(-1)
-    return float(chances @ torch.tensor(list(ids)))
+    logits: torch.Tensor, # (…, vocabulary) where a score was written
+    ids: dict[float, int], # score or level -> token, from `score_token_ids` or `level_token_ids`
+) -> torch.Tensor: # (…) in [1,5]
+    "The mean of the distribution over these tokens alone (the closed-set softmax of Q-Align, 2312.17090)."
+    chances = logits[..., list(ids.values())].float().softmax(-1)
+    return chances @ torch.tensor(list(ids), device=chances.device)
+
+# %% ../nbs/06_model.ipynb #4380d481
+def last_place(
+    tokens: torch.Tensor, # (answers, tokens)
+    wanted: Iterable[int], # token ids
+) -> list[int | None]: # of each answer; None where there is none
+    "Where one of some tokens stands last."
+    found = torch.isin(tokens, torch.tensor(list(wanted), device=tokens.device))
+    return [int(row.nonzero()[-1]) if row.any() else None for row in found]
+
+# %% ../nbs/06_model.ipynb #0be134fa
+@torch.no_grad()
+def other_verdicts(
+    student: Student, # who answered
+    tokens: torch.Tensor, # (answers, tokens) its new tokens
+    at: Sequence[int | None], # where the level words stand
+    cache: object, # transformers' key-value cache of prompt and answer; cut back to the prompt
+    prompt: int, # its length in tokens
+) -> torch.Tensor: # (answers, levels, tokens, vocabulary): logits, had each level been said
+    "Read every answer again with each of the level words."
+    levels = list(level_token_ids(student.processor.tokenizer).values())
+    rows = tokens.repeat_interleave(len(levels), 0)
+    for i, place in enumerate(at):
+        if place is not None: rows[i * len(levels):(i + 1) * len(levels), place] = rows.new_tensor(levels)
+    cache.crop(prompt - cache.get_seq_length())
+    cache.batch_repeat_interleave(len(levels))
+    seen = torch.ones(len(rows), prompt + rows.shape[1], dtype=torch.long, device=rows.device)
+    logits = student.model(input_ids=rows, attention_mask=seen, past_key_values=cache).logits
+    return logits.unflatten(0, (len(tokens), len(levels)))
+
+# %% ../nbs/06_model.ipynb #23222f9a
+def expect(
+    student: Student, # who answered
+    tokens: torch.Tensor, # (answers, tokens) its new tokens, padding included
+    logits: torch.Tensor, # (answers, tokens, vocabulary) from which they were chosen
+    cache: object, # transformers' key-value cache of prompt and answer; used up
+    prompt: int, # its length in tokens
+) -> list[float | None]: # of each answer, 1-5; None if no score token was written
+    "The mean over the score tokens, and over the level words where the reasoning ends in one."
+    words = student.processor.tokenizer
+    ids, levels = score_token_ids(words), level_token_ids(words)
+    end, at = last_place(tokens, ids.values()), last_place(tokens, levels.values())
+    at = [None if None in (a, e) or a > e else a for a, e in zip(at, end)]
+    out = [None if e is None else float(expected_score(row[e], ids)) for row, e in zip(logits, end)]
+    said = [i for i, a in enumerate(at) if a is not None]
+    other = other_verdicts(student, tokens, at, cache, prompt) if said else ()
+    for i in said:
+        chances = logits[i, at[i], list(levels.values())].float().softmax(-1)
+        out[i] = float(chances @ expected_score(other[i, :, end[i] - 1], ids))
+    return out
 
 # %% ../nbs/06_model.ipynb #fa32f366
 def read_generation(
     student: Student, # who answered
     tokens: list[int], # its new tokens, padding included
-    logits: torch.Tensor, # (steps, vocabulary), one row per new token
+    expected: float | None = None, # from `expect`
 ) -> Generation:
-    "The text of one answer, and the score expected where its last score token stands."
+    "One answer as text."
     tokenizer = student.processor.tokenizer
-    ids = score_token_ids(tokenizer)
-    places = [i for i, t in enumerate(tokens) if t in set(ids.values())]
-    return Generation(text=tokenizer.decode(tokens, skip_special_tokens=True),
-        finished=tokenizer.eos_token_id in tokens,
-        expected=expected_score(logits[places[-1]], ids) if places else None)
+    return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokenizer.eos_token_id in tokens, expected)
 
 # %% ../nbs/06_model.ipynb #a075d6e4
 @torch.no_grad()
@@ -347,9 +402,10 @@ def generate_batch(
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else dict(do_sample=False)
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
     out = student.model.eval().generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
-    new = out.sequences[:, inputs['input_ids'].shape[1]:].tolist()
-    logits = torch.stack(out.logits, 1).cpu()
-    return [read_generation(student, tokens, rows) for tokens, rows in zip(new, logits)]
+    prompt = inputs['input_ids'].shape[1]
+    new, logits = out.sequences[:, prompt:], torch.stack(out.logits, 1)
+    means = expect(student, new, logits, out.past_key_values, prompt)
+    return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a
 def generate(

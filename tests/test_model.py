@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.data import ASSETS, open_image, pristine
-from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expected_score, generate, load_student,
-                           read_onnx_tower, release, save_student, score_token_ids, tiny_student)
+from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expected_score, generate, last_place,
+                           level_token_ids, load_student, read_onnx_tower, release, save_student, score_token_ids,
+                           tiny_student)
 from qponder.scale import QPonderError
 
 
@@ -25,6 +26,23 @@ def test_every_score_is_one_token_and_comes_back(base):
     ids = score_token_ids(words)
     assert list(ids) == list(SCORES) and len(set(ids.values())) == 41
     assert all(words.decode([t]) == str(s) and words(str(s))['input_ids'] == [t] for s, t in ids.items())
+
+
+def test_expected_score_is_a_mean_over_verdicts(base):
+    "The same by hand, without a cache: read the answer with each level word in its place."
+    image, words = open_image(pristine()[1]), base.processor.tokenizer
+    answer, = generate(base, [image])
+    ids, levels = score_token_ids(words), list(level_token_ids(words).values())
+    said = torch.tensor(words(answer.text)['input_ids'])[None].repeat(5, 1)
+    at, end = (last_place(said, tokens)[0] for tokens in (levels, ids.values()))
+    said[:, at] = torch.tensor(levels)
+    asked = encode(base, [image] * 5)
+    rows = torch.cat([asked['input_ids'], said], 1)
+    with torch.no_grad():
+        logits = base.model(input_ids=rows, attention_mask=torch.ones_like(rows),
+                            pixel_values=asked['pixel_values']).logits[:, asked['input_ids'].shape[1] - 1:]
+    chances = logits[0, at, levels].softmax(-1)
+    assert chances.max() < .999 and abs(answer.expected - float(chances @ expected_score(logits[:, end], ids))) < 1e-3
 
 
 def test_expected_score_ignores_other_tokens(base):
