@@ -40,7 +40,7 @@ class GRPOSettings:
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 8 # photos per update
     rollouts_per_pass: int = 16 # rollouts in memory at once while learning; changes cost, not the outcome
-    learning_rate: float = 5e-5 # peak, of AdamW
+    learning_rate: float = 2e-5 # peak, of AdamW
     beta: float = 0. # weight of the KL term that holds the student near the cold start; 0: no reference model
     temperature: float = .7 # of the rollouts; a small student babbles at 1
     loss_type: str = 'dr_grpo' # as TRL names them; dr_grpo does not favour short answers

@@ -342,7 +342,7 @@ def other_verdicts(
     student: Student, # who answered
     tokens: torch.Tensor, # (answers, tokens) its new tokens
     at: Sequence[int | None], # where the level words stand
-    cache: object, # transformers' key-value cache of prompt and answer; cut back to the prompt
+    memory: dict[str, object], # transformers' key-value cache of prompt and answer, by its name; cut back to the prompt
     prompt: int, # its length in tokens
 ) -> torch.Tensor: # (answers, levels, tokens, vocabulary): logits, had each level been said
     "Read every answer again with each of the level words."
@@ -350,10 +350,11 @@ def other_verdicts(
     rows = tokens.repeat_interleave(len(levels), 0)
     for i, place in enumerate(at):
         if place is not None: rows[i * len(levels):(i + 1) * len(levels), place] = rows.new_tensor(levels)
+    cache, = memory.values()
     cache.crop(prompt - cache.get_seq_length())
     cache.batch_repeat_interleave(len(levels))
     seen = torch.ones(len(rows), prompt + rows.shape[1], dtype=torch.long, device=rows.device)
-    logits = student.model(input_ids=rows, attention_mask=seen, past_key_values=cache).logits
+    logits = student.model(input_ids=rows, attention_mask=seen, **memory).logits
     return logits.unflatten(0, (len(tokens), len(levels)))
 
 # %% ../nbs/06_model.ipynb #23222f9a
@@ -361,7 +362,7 @@ def expect(
     student: Student, # who answered
     tokens: torch.Tensor, # (answers, tokens) its new tokens, padding included
     logits: torch.Tensor, # (answers, tokens, vocabulary) from which they were chosen
-    cache: object, # transformers' key-value cache of prompt and answer; used up
+    memory: dict[str, object], # transformers' key-value cache of prompt and answer, by its name; used up
     prompt: int, # its length in tokens
 ) -> list[float | None]: # of each answer, 1-5; None if no score token was written
     "The mean over the score tokens, and over the level words where the reasoning ends in one."
@@ -371,7 +372,7 @@ def expect(
     at = [None if None in (a, e) or a > e else a for a, e in zip(at, end)]
     out = [None if e is None else float(expected_score(row[e], ids)) for row, e in zip(logits, end)]
     said = [i for i, a in enumerate(at) if a is not None]
-    other = other_verdicts(student, tokens, at, cache, prompt) if said else ()
+    other = other_verdicts(student, tokens, at, memory, prompt) if said else ()
     for i in said:
         chances = logits[i, at[i], list(levels.values())].float().softmax(-1)
         out[i] = float(chances @ expected_score(other[i, :, end[i] - 1], ids))
@@ -404,7 +405,8 @@ def generate_batch(
     out = student.model.eval().generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
     prompt = inputs['input_ids'].shape[1]
     new, logits = out.sequences[:, prompt:], torch.stack(out.logits, 1)
-    means = expect(student, new, logits, out.past_key_values, prompt)
+    memory = {k: v for k, v in out.items() if k in ('cache', 'past_key_values')} # renamed in transformers 5.24
+    means = expect(student, new, logits, memory, prompt)
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a
