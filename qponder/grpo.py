@@ -39,7 +39,7 @@ class GRPOSettings:
     steps: int = 30 # updates
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 8 # photos per update
-    rollouts_per_pass: int = 16 # rollouts in memory at once while learning; changes cost, not the outcome
+    rollouts_per_pass: int = 16 # rollouts in memory at once while learning, at most
     learning_rate: float = 2e-5 # peak, of AdamW
     beta: float = 0. # weight of the KL term that holds the student near the cold start; 0: no reference model
     temperature: float = .7 # of the rollouts; a small student babbles at 1
@@ -54,13 +54,13 @@ class GRPOSettings:
     def __post_init__(self):
         check_range(self, steps=(1, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
             beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
-            eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, self.rollouts))
-        if self.rollouts % self.rollouts_per_pass:
-            raise QPonderError(f'rollouts_per_pass = {self.rollouts_per_pass} must divide the {self.rollouts} rollouts '
-                               'of an update (group_size * prompts_per_step)')
+            eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6))
 
     @property
-    def rollouts(self) -> int: return self.group_size * self.prompts_per_step
+    def passes(self) -> int: # in equal parts
+        "How many passes the rollouts of an update take"
+        rollouts = self.group_size * self.prompts_per_step
+        return next(n for n in range(1, rollouts + 1) if not rollouts % n and rollouts // n <= self.rollouts_per_pass)
 
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_rows(
@@ -162,8 +162,8 @@ def grpo_config(
     gpu = torch.cuda.is_available()
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
         num_generations=settings.group_size,
-        per_device_train_batch_size=settings.rollouts_per_pass,
-        gradient_accumulation_steps=settings.rollouts // settings.rollouts_per_pass,
+        per_device_train_batch_size=settings.group_size * settings.prompts_per_step // settings.passes,
+        gradient_accumulation_steps=settings.passes,
         temperature=settings.temperature, max_completion_length=settings.max_completion_length,
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards, reward_weights=list(weights), warmup_steps=settings.warmup,
