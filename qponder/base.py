@@ -24,7 +24,8 @@ from PIL import Image
 
 from .data import open_image
 from .degrade import DEGRADATIONS, degrade
-from .distill import MeasuredTeacher, Record, Request, combine, known_faults, photo_faults
+from .distill import MeasuredTeacher, Record, Request, combine, known_faults, tone
+from .measure import degrees, measure
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .scale import HIGH, LOW, QPonderError, check_range
 from .sft import SFTSettings, cold_start
@@ -51,8 +52,8 @@ class BaseSettings:
 def random_crop(
     image: Image.Image, # RGB
     rng: np.random.Generator, # chooses place, size and mirror
-    side: int = 336, # of the result, pixels
-    smallest: float = .5, # smallest crop, as a share of the short side
+    side: int = BaseSettings.side, # of the result, pixels
+    smallest: float = BaseSettings.smallest, # smallest crop, as a share of the short side
 ) -> Image.Image: # RGB, `side` x `side`
     "A square part of the photo, perhaps mirrored."
     cut = int(min(image.size) * rng.uniform(smallest, 1))
@@ -63,8 +64,8 @@ def random_crop(
 # %% ../nbs/08a_base.ipynb #08169725
 def damage(
     rng: np.random.Generator, # chooses kinds and severities
-    clean: float = .12, # chance of no damage
-    double: float = .3, # chance that a damaged photo is damaged twice
+    clean: float = BaseSettings.clean, # chance of no damage
+    double: float = BaseSettings.double, # chance that a damaged photo is damaged twice
 ) -> list[tuple[str, int]]: # (degradation, severity), none, one or two of different faults
     "What to do to a photo."
     n = 0 if rng.random() < clean else 1 + (rng.random() < double)
@@ -96,9 +97,10 @@ def lesson(
     for kind, severity in done: image = degrade(image, kind, severity, seed=int(rng.integers(2**31)))
     image.save(path, compress_level=1)
     known = {f: d for kind, s in reversed(done) for f, d in known_faults(kind, s).items()}
-    found = {} if pristine else photo_faults(image)
-    score = technical_score([s for _, s in done] + [1.5 * d for f, d in found.items() if f not in known])
-    faults = combine(known, photo_faults(image, score))
+    measured = degrees(measure(image))
+    own = {} if pristine else combine({}, measured)
+    score = technical_score([s for _, s in done] + [1.5 * d for f, d in own.items() if f not in known])
+    faults = combine(known, tone(measured, score))
     first = dict(distortion=done[0][0], severity=done[0][1]) if len(done) == 1 else {}
     raw = teacher(Request(image=image, path=path.name, score=score, faults=faults, **first))
     return Record(path=str(path), score=score, target=score, faults=faults, raw=raw, status=str(parse(raw).status),
