@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from .distill import Record
-from .model import Student, fast_bf16, generate, remember, save_student
+from .model import Student, fast_bf16, generate, remember, save_student, share_prompts
 from .reward import RewardSettings, reward, trl_rewards
 from .scale import QPonderError, check_range
 from .sft import JsonlLog, Validate, newest_checkpoint, open_rows, restore
@@ -184,7 +184,7 @@ def grpo(
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
     out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records)
-    remember(student.model, len(records) + len(val or ()))
+    share_prompts(remember(student.model, len(records) + len(val or ())))
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards)
     if settings.preflight_prompts and not newest:
         check_preflight(preflight(student, rows, settings, rewards, seed), settings)

