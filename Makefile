@@ -28,7 +28,7 @@ run: install
 test: lint sync readme docs pytest wheel
 
 lint: dev
-	$(bin)/ruff check qponder tests nbs dev
+	$(bin)/ruff check qponder tests nbs dev benchmarks
 
 sync: dev
 	$(bin)/python -m dev.sync

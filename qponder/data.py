@@ -9,12 +9,13 @@ says why not, and a check that reports everything it finds before anything is tr
 
 # %% auto #0
 __all__ = ['SMALLEST', 'DAMAGE', 'CARDS', 'COLUMNS', 'ASSETS', 'KNOWN', 'DataError', 'ImageError', 'to_rgb', 'why_not',
-           'open_image', 'img_html', 'DatasetCard', 'make_rows', 'load_sample', 'pristine', 'cut_validation',
-           'difference_hash', 'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_table', 'read_csv',
-           'wrong_number', 'look', 'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data']
+           'open_image', 'img_html', 'DatasetCard', 'make_rows', 'load_sample', 'pristine', 'photo_view',
+           'cut_validation', 'difference_hash', 'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_table',
+           'read_csv', 'wrong_number', 'look', 'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv',
+           'load_data']
 
 # %% ../nbs/02_data.ipynb #398eda60
-import base64, struct, warnings
+import base64, struct, warnings, zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
@@ -179,6 +180,19 @@ def load_sample(
 def pristine() -> list[Path]: # six files, 768x512
     "The Kodak photos that ship with qponder: references with no damage to speak of"
     return sorted((ASSETS / 'kodak').glob('*.webp'))
+
+# %% ../nbs/02_data.ipynb #b0c1e957
+def photo_view(
+    image: Image.Image, # RGB
+    view: int, # 0: the photo itself; from 1: crops of 80 to 100 % of each side, the odd ones mirrored
+) -> Image.Image: # the same for the same pixels and view
+    "A photo as it might also have been taken"
+    if not view: return image
+    rng = np.random.default_rng([view, zlib.crc32(image.tobytes())])
+    width, height = (round(side * rng.uniform(.8, 1)) for side in image.size)
+    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    crop = image.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(crop) if view % 2 else crop
 
 # %% ../nbs/02_data.ipynb #4cc9672c
 def cut_validation(

@@ -26,7 +26,7 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-from .data import ImageError, open_image
+from .data import ImageError, open_image, photo_view
 from .degrade import DEGRADATIONS, severity_degree
 from .measure import Calibration, default_calibration, degrees, measure
 from .scale import HIGH, LOW, QPonderError, level
@@ -214,6 +214,7 @@ class Record:
     "One photo, one answer, and what became of it"
     id: str = '' # fingerprint of the question: photo, prompt, teacher, seed, score told, toning
     path: str = '' # the photo
+    view: int = 0 # which view of it, see `data.photo_view`
     image_sha: str = '' # its pixels; '' when it could not be read
     name: str = '' # its dataset
     score: float | None = None # human score on 1-5
@@ -252,6 +253,7 @@ class DistillSettings:
     label: Literal['human', 'teacher'] = 'human' # whose score the student learns
     decimals: int = 1 # of that score: 1 (nano has a token for each of 41 scores) or 2
     tone: bool = True # soften measured faults in photos with a high human score
+    views: int = 1 # of each photo: itself and crops that are taken to have its score, 1 to 100
     max_gap: float = 0.5 # largest distance of the teacher's score from the human one, 0 to 4
     min_words: int = 20 # of reasoning, 0 to 1000
     max_words: int = 80 # 1 to 1000
@@ -260,7 +262,7 @@ class DistillSettings:
 
     def __post_init__(self):
         ranges = dict(decimals=(1, 2), max_gap=(0, HIGH - LOW), min_words=(0, 1000), max_words=(1, 1000),
-                      min_aspects=(0, 6), max_repeats=(0, 1))
+                      min_aspects=(0, 6), max_repeats=(0, 1), views=(1, 100))
         for key, (low, high) in ranges.items():
             if not low <= getattr(self, key) <= high: raise QPonderError(f'{key} must be from {low:g} to {high:g}')
         if self.label not in ('human', 'teacher'): raise QPonderError("label must be 'human' or 'teacher'")
@@ -472,12 +474,14 @@ def _answer(
     teacher: Teacher, # asked only if the store has no answer
     settings: DistillSettings, # all of them
     stored: Mapping[str, Record], # id -> record
+    view: int = 0, # of the photo
 ) -> Record: # judged
-    "The record of one row, from the store if it is there"
-    image, about = _open(row), {k: row.get(k) for k in ('path', 'name', 'score', 'std')}
+    "The record of a view of a row's photo, from the store if it is there"
+    image, about = _open(row), {k: row.get(k) for k in ('path', 'name', 'score', 'std')} | {'view': view}
     about['name'] = about['name'] or ''
     if isinstance(image, ImageError):
         return Record(fingerprint(about['path'], str(image)), **about, verdict='unreadable', note=str(image))
+    image = photo_view(image, view)
     key = question(image_sha(image), _told(row, settings), teacher, settings)
     record = stored.get(key) or ask(row, image, teacher, settings)
     return judge(replace(record, id=key, **about), settings)
@@ -488,17 +492,19 @@ def distill(
     teacher: Teacher, # who writes the traces
     out: str | Path, # folder for traces.jsonl (everything) and kept.jsonl (what the student learns)
     settings: DistillSettings = DistillSettings(), # label, tone, filters
-) -> list[Record]: # one per row, in the order of the rows
+) -> list[Record]: # one per row and view, in the order of the rows; one for a photo that cannot be read
     "Ask a teacher about every photo that it has not answered yet; resumable, nothing is asked twice"
     path, done, rejudged = Path(out)/'traces.jsonl', [], False
     mend(path)
     stored = {r.id: r for r in load_records(path)} if path.exists() else {}
     for row in _rows(rows):
-        record = _answer(row, teacher, settings, stored)
-        if record.id not in stored: _write(path, [record])
-        rejudged |= stored.get(record.id, record).verdict != record.verdict
-        stored[record.id] = record
-        done.append(record)
+        for view in range(settings.views):
+            record = _answer(row, teacher, settings, stored, view)
+            if view and record.verdict == 'unreadable': break
+            if record.id not in stored: _write(path, [record])
+            rejudged |= stored.get(record.id, record).verdict != record.verdict
+            stored[record.id] = record
+            done.append(record)
     if rejudged: _write(path, stored.values(), 'w')
     _write(Path(out)/'kept.jsonl', [r for r in done if r.verdict == 'kept'], 'w')
     return done

@@ -36,11 +36,11 @@ from .trace import messages, parse, student_prompt
 @dataclass(frozen=True)
 class GRPOSettings:
     "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
-    steps: int = 30 # updates
+    steps: int = 50 # updates
     group_size: int = 8 # rollouts per photo (G)
-    prompts_per_step: int = 8 # photos per update
-    rollouts_per_pass: int = 16 # rollouts in memory at once while learning, at most
-    learning_rate: float = 2e-5 # peak, of AdamW
+    prompts_per_step: int = 16 # photos per update
+    rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
+    learning_rate: float = 5e-5 # peak, of AdamW
     beta: float = 0. # weight of the KL term that holds the student near the cold start; 0: no reference model
     temperature: float = .7 # of the rollouts; a small student babbles at 1
     loss_type: str = 'dr_grpo' # as TRL names them; dr_grpo does not favour short answers
@@ -65,11 +65,11 @@ class GRPOSettings:
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_rows(
     records: Sequence[Record], # kept records with a target score
-) -> Dataset: # columns path, prompt, score, faults (JSON), and images, opened lazily
+) -> Dataset: # columns path, view, prompt, score, faults (JSON), and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
     ask = messages(student_prompt('reason'))
-    rows = [dict(path=r.path, prompt=ask, score=r.target, faults=json.dumps(r.faults)) for r in records]
+    rows = [dict(path=r.path, view=r.view, prompt=ask, score=r.target, faults=json.dumps(r.faults)) for r in records]
     return Dataset.from_list(rows).with_transform(open_rows)
 
 # %% ../nbs/09_grpo.ipynb #d3c31940

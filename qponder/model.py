@@ -11,7 +11,7 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 
 # %% auto #0
 __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'image_processor', 'read_policy', 'read_onnx_tower',
-           'rename_attention', 'fast_bf16', 'fingerprint', 'MemoTower', 'remember', 'beginnings', 'photos_of',
+           'rename_attention', 'fast_bf16', 'tensor_hash', 'MemoTower', 'remember', 'beginnings', 'photos_of',
            'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'score_token_ids', 'level_token_ids',
            'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
            'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect', 'read_generation',
@@ -120,7 +120,7 @@ def fast_bf16() -> bool:
     return any(getattr(torch.cpu, p, bool)() for p in probes)
 
 # %% ../nbs/06_model.ipynb #46377e06
-def fingerprint(
+def tensor_hash(
     values: torch.Tensor, # anything with at least one dimension
 ) -> bytes: # 16 of them
     "Equal for equal tensors of one type."
@@ -143,7 +143,7 @@ class MemoTower(Dinov2Model):
         if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
             return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
         memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
-        keys = [fingerprint(p) for p in pixel_values]
+        keys = [tensor_hash(p) for p in pixel_values]
         new = {k: i for i, k in enumerate(keys) if k not in memo}
         found = {k: memo[k] for k in keys if k in memo}
         if new: found |= zip(new, self.see(pixel_values[list(new.values())], layers, **kwargs))
@@ -176,7 +176,7 @@ def beginnings(
 ) -> tuple[torch.Tensor, torch.Tensor, int] | None: # a row of each kind, kind of each row, tokens; None: none alike
     "Rows that begin with the same question about the same photo."
     if photos is None or len(photos) != len(ids): return None
-    keys = [fingerprint(p) for p in photos]
+    keys = [tensor_hash(p) for p in photos]
     kinds = list(dict.fromkeys(keys))
     first, kind = (torch.tensor(i, device=ids.device) for i in ([*map(keys.index, kinds)], [*map(kinds.index, keys)]))
     same = torch.stack([(rows == rows[first][kind]).all(0) for rows in (ids, mask) if rows is not None])

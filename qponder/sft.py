@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from .data import open_image
+from .data import open_image, photo_view
 from .distill import Record
 from .model import (Student, fast_bf16, generate, level_token_ids, no_bars, remember, save_student,
                            score_token_ids)
@@ -36,20 +36,22 @@ from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt
 
 # %% ../nbs/08_sft.ipynb #7bafb9ad
 def open_rows(
-    batch: dict[str, list], # columns, `path` among them
+    batch: dict[str, list], # columns: `path`, and `view` where photos have several
 ) -> dict[str, list]: # the same with `images`
     "Open the photos of a batch of rows."
-    return batch | {'images': [[open_image(p)] for p in batch['path']]}
+    views = batch.get('view') or [0] * len(batch['path'])
+    return batch | {'images': [[photo_view(open_image(p), v)] for p, v in zip(batch['path'], views)]}
 
 # %% ../nbs/08_sft.ipynb #eaede8d0
 def sft_row(
     path: str | Path, # the photo
     trace: Trace, # what the student should say about it
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
+    view: int = 0, # of the photo, see `data.photo_view`
 ) -> dict: # one training row
     "What is asked and what should be answered."
     said = trace if mode == 'reason' else Trace('', trace.score)
-    return dict(path=str(path), prompt=messages(student_prompt(mode)),
+    return dict(path=str(path), view=view, prompt=messages(student_prompt(mode)),
                 completion=[{'role': 'assistant', 'content': [{'type': 'text', 'text': render(said)}]}])
 
 # %% ../nbs/08_sft.ipynb #8b78ccc6
@@ -59,9 +61,8 @@ def sft_rows(
 ) -> Dataset: # columns path, prompt, completion, and images, opened lazily
     "Training rows from the teacher's records. Raises QPonderError if there are none."
     if not records: raise QPonderError('no traces to learn from: run `qponder distill`, or loosen its filters')
-    traces = [r.trace for r in records]
-    rows = [sft_row(r.path, t) for r, t in zip(records, traces)]
-    if every: rows += [sft_row(r.path, t, 'score') for r, t in list(zip(records, traces))[::every]]
+    rows = [sft_row(r.path, r.trace, 'reason', r.view) for r in records]
+    if every: rows += [sft_row(r.path, r.trace, 'score', r.view) for r in records[::every]]
     return Dataset.from_list(rows).with_transform(open_rows)
 
 # %% ../nbs/08_sft.ipynb #54e5431f
