@@ -11,4 +11,4 @@ Modules:
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
 - `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -36,7 +36,7 @@ from .trace import messages, parse, student_prompt
 @dataclass(frozen=True)
 class GRPOSettings:
     "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
-    steps: int = 50 # updates
+    steps: int = 40 # updates
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
     rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
