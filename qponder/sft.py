@@ -215,7 +215,7 @@ class Validate(TrainerCallback):
 # %% ../nbs/08_sft.ipynb #7e2cf9d1
 @dataclass(frozen=True)
 class SFTSettings:
-    "How the cold start is trained. Defaults are nano's."
+    "How the cold start is trained. Defaults suit nano."
     epochs: float = 8. # passes over the traces
     learning_rate: float = 3e-4 # peak, of AdamW
     batch_size: int = 16 # rows a step
