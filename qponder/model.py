@@ -207,7 +207,8 @@ class SharedPrompts(LlavaModel):
         sight = {k: v for k in ('pixel_values', 'mm_encoder_outputs') if (v := kwargs.pop(k, None)) is not None}
         rows = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
         shared = beginnings(photos_of(sight)[0], input_ids, attention_mask, self.config.image_token_id)
-        if not shared: return super().forward(**rows, **sight, **kwargs)
+        forgets = self.training and self.language_model.gradient_checkpointing # then keys and values are not kept
+        if not shared or forgets: return super().forward(**rows, **sight, **kwargs)
         first, kind, length = shared
         part = lambda i, at: {k: v if v is None else v.expand(len(input_ids), -1)[i, at] for k, v in rows.items()}
         once = part(first, slice(length)) | photos_of(sight, first)[1]

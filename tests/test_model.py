@@ -172,3 +172,15 @@ def test_expected_score_heeds_padding(base):
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
         expected += expect(base, new, torch.stack(out.logits, 1), memory, inputs['attention_mask'])
     assert abs(expected[0] - expected[1]) < .01
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_prompts_are_not_shared_where_checkpointing_forgets_them(photos):
+    tiny = tiny_student()
+    rows = encode(tiny, [photos[0]] * 2)
+    rows['input_ids'] = torch.cat([rows['input_ids'], torch.tensor([[5, 6], [7, 8]])], 1)
+    rows['attention_mask'] = torch.ones_like(rows['input_ids'])
+    stock = tiny.model.train()(**rows, labels=rows['input_ids']).loss
+    sharing = share_prompts(deepcopy(tiny.model))
+    sharing.gradient_checkpointing_enable()
+    assert abs(sharing(**rows, labels=rows['input_ids']).loss - stock) < 1e-5
