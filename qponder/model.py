@@ -214,8 +214,8 @@ class SharedPrompts(LlavaModel):
         once = part(first, slice(length)) | photos_of(sight, first)[1]
         start = super().forward(**once, **kwargs | {'use_cache': True})
         memory = {k: v for k, v in start.items() if k in ('cache', 'past_key_values')}
-        for cache in memory.values(): cache.batch_select_indices(kind)
-        hidden = [start.last_hidden_state[kind]]
+        for cache in memory.values(): cache.reorder_cache(kind)
+        hidden = [start.last_hidden_state.index_select(0, kind)]
         if length < input_ids.shape[1]:
             rest = part(slice(None), slice(length, None)) | {'attention_mask': attention_mask}
             hidden.append(super().forward(**rest, **kwargs | memory).last_hidden_state)
