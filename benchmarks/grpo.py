@@ -50,14 +50,14 @@ class Watch(TrainerCallback):
         self.first = self.first or dict(self.clock.spent)
 
 
-STEPS = {'stock': None, 'tower remembered': lambda model: remember(model, 4096), 'prompts shared': share_prompts,
-         'unfused attention': plain_attention}
+STEPS = {'stock': lambda model: model, 'tower remembered': lambda model: remember(model, 4096),
+         'prompts shared': share_prompts, 'unfused attention': plain_attention}
 
 
 def build(name: str, path: str) -> torch.nn.Module:
     "The student's model with all changes up to `path`."
     model = AutoModelForImageTextToText.from_pretrained(ASSETS / name, dtype=torch.float32)
-    for change in list(STEPS.values())[1:list(STEPS).index(path) + 1]: change(model)
+    for change in list(STEPS.values())[:list(STEPS).index(path) + 1]: change(model)
     return model
 
 
@@ -89,9 +89,8 @@ def measure(name: str, path: str, records: list, settings: GRPOSettings, seed: i
         trainer.train()
     seconds, steps, warm = sum(watch.seconds[1:]), settings.steps - 1, watch.first
     parts = {k: (clock.spent[k] - warm[k]) / steps for k in clock.spent}
-    rollouts = settings.group_size * settings.prompts_per_step
-    return dict(path=path, rollouts_per_second=rollouts * steps / seconds,
-                seconds_per_step=seconds / steps, **parts, update=seconds / steps - sum(parts.values()))
+    return dict(path=path, rollouts_per_second=settings.rollouts * steps / seconds, seconds_per_step=seconds / steps,
+                **parts, update=seconds / steps - sum(parts.values()))
 
 
 def main():

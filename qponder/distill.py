@@ -471,17 +471,18 @@ def ask(
 # %% ../nbs/05_distill.ipynb #895435a6
 def _answer(
     row: Mapping[str, Any], # as in `distill`
+    photo: Image.Image | ImageError, # from `_open`
     teacher: Teacher, # asked only if the store has no answer
     settings: DistillSettings, # all of them
     stored: Mapping[str, Record], # id -> record
     view: int = 0, # of the photo
 ) -> Record: # judged
     "The record of a view of a row's photo, from the store if it is there"
-    image, about = _open(row), {k: row.get(k) for k in ('path', 'name', 'score', 'std')} | {'view': view}
+    about = {k: row.get(k) for k in ('path', 'name', 'score', 'std')} | {'view': view}
     about['name'] = about['name'] or ''
-    if isinstance(image, ImageError):
-        return Record(fingerprint(about['path'], str(image)), **about, verdict='unreadable', note=str(image))
-    image = photo_view(image, view)
+    if isinstance(photo, ImageError):
+        return Record(fingerprint(about['path'], str(photo)), **about, verdict='unreadable', note=str(photo))
+    image = photo_view(photo, view)
     key = question(image_sha(image), _told(row, settings), teacher, settings)
     record = stored.get(key) or ask(row, image, teacher, settings)
     return judge(replace(record, id=key, **about), settings)
@@ -498,9 +499,9 @@ def distill(
     mend(path)
     stored = {r.id: r for r in load_records(path)} if path.exists() else {}
     for row in _rows(rows):
-        for view in range(settings.views):
-            record = _answer(row, teacher, settings, stored, view)
-            if view and record.verdict == 'unreadable': break
+        photo = _open(row)
+        for view in range(1 if isinstance(photo, ImageError) else settings.views):
+            record = _answer(row, photo, teacher, settings, stored, view)
             if record.id not in stored: _write(path, [record])
             rejudged |= stored.get(record.id, record).verdict != record.verdict
             stored[record.id] = record

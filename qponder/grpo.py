@@ -57,10 +57,13 @@ class GRPOSettings:
             eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6))
 
     @property
+    def rollouts(self) -> int: return self.group_size * self.prompts_per_step
+
+    @property
     def passes(self) -> int: # in equal parts
         "How many passes the rollouts of an update take"
-        rollouts = self.group_size * self.prompts_per_step
-        return next(n for n in range(1, rollouts + 1) if not rollouts % n and rollouts // n <= self.rollouts_per_pass)
+        return next(n for n in range(1, self.rollouts + 1)
+                    if not self.rollouts % n and self.rollouts // n <= self.rollouts_per_pass)
 
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_rows(
@@ -162,7 +165,7 @@ def grpo_config(
     gpu = torch.cuda.is_available()
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
         num_generations=settings.group_size,
-        per_device_train_batch_size=settings.group_size * settings.prompts_per_step // settings.passes,
+        per_device_train_batch_size=settings.rollouts // settings.passes,
         gradient_accumulation_steps=settings.passes,
         temperature=settings.temperature, max_completion_length=settings.max_completion_length,
         loss_type=settings.loss_type,

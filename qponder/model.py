@@ -12,11 +12,11 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 # %% auto #0
 __all__ = ['SCORES', 'TAGS', 'CONTROL', 'CHAT', 'keep_memory', 'ImagePolicy', 'image_processor', 'read_policy', 'read_onnx_tower',
            'rename_attention', 'fast_bf16', 'tensor_hash', 'MemoTower', 'remember', 'beginnings', 'photos_of',
-           'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'score_token_ids', 'level_token_ids',
-           'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise', 'encode',
-           'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect', 'read_generation',
-           'generate_batch', 'generate', 'no_bars', 'save_student', 'check_policy', 'shipped', 'load_student',
-           'release']
+           'only_photos', 'memory_of', 'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer',
+           'score_token_ids', 'level_token_ids', 'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student',
+           'standardise', 'encode', 'Generation', 'expected_score', 'last_place', 'other_verdicts', 'expect',
+           'read_generation', 'generate_batch', 'generate', 'no_bars', 'save_student', 'check_policy', 'shipped',
+           'load_student', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import ctypes, hashlib, json, sys
@@ -187,16 +187,27 @@ def beginnings(
 # %% ../nbs/06_model.ipynb #b6a8b4b8
 def photos_of(
     sight: dict, # pixel_values, or mm_encoder_outputs: since 5.24 transformers looks at photos before it generates
-    rows: Iterable[int] | None = None, # None: all
-) -> tuple[Sequence[torch.Tensor] | None, dict]: # a tensor for each photo, and what the stock model is given for them
-    "The photos of some rows, in whichever form they came."
-    if not sight: return None, {}
-    if 'pixel_values' in sight:
-        pixels = sight['pixel_values'] if rows is None else sight['pixel_values'][rows]
-        return pixels, {'pixel_values': pixels}
+) -> Sequence[torch.Tensor] | None: # one for each photo; None: there are none
+    "The photos, in whichever form they came."
+    encoded = sight.get('mm_encoder_outputs')
+    return encoded['image'].pooler_output if encoded else sight.get('pixel_values')
+
+# %% ../nbs/06_model.ipynb #615b3da7
+def only_photos(
+    sight: dict, # as for `photos_of`, with photos
+    rows: torch.Tensor, # which of them
+) -> dict: # in the form in which they came
+    "Some of the photos, for the stock model."
+    if 'pixel_values' in sight: return {'pixel_values': sight['pixel_values'][rows]}
     image = sight['mm_encoder_outputs']['image']
-    kept = [image.pooler_output[i] for i in (range(len(image.pooler_output)) if rows is None else rows)]
-    return kept, {'mm_encoder_outputs': {'image': type(image)(pooler_output=kept)}}
+    return {'mm_encoder_outputs': {'image': type(image)(pooler_output=[image.pooler_output[i] for i in rows])}}
+
+# %% ../nbs/06_model.ipynb #a5eecf61
+def memory_of(
+    output: dict, # of a transformers model, or of its `generate`
+) -> dict[str, object]: # its key-value cache under the name by which the model takes it: renamed in transformers 5.24
+    "What a model remembers of the tokens it has read."
+    return {k: v for k, v in output.items() if k in ('cache', 'past_key_values')}
 
 # %% ../nbs/06_model.ipynb #f902d468
 class SharedPrompts(LlavaModel):
@@ -206,14 +217,15 @@ class SharedPrompts(LlavaModel):
         "Stock outputs, without the work that rows have in common."
         sight = {k: v for k in ('pixel_values', 'mm_encoder_outputs') if (v := kwargs.pop(k, None)) is not None}
         rows = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        shared = beginnings(photos_of(sight)[0], input_ids, attention_mask, self.config.image_token_id)
         forgets = self.training and self.language_model.gradient_checkpointing # then keys and values are not kept
-        if not shared or forgets: return super().forward(**rows, **sight, **kwargs)
+        photos = None if forgets else photos_of(sight)
+        shared = beginnings(photos, input_ids, attention_mask, self.config.image_token_id)
+        if not shared: return super().forward(**rows, **sight, **kwargs)
         first, kind, length = shared
         part = lambda i, at: {k: v if v is None else v.expand(len(input_ids), -1)[i, at] for k, v in rows.items()}
-        once = part(first, slice(length)) | photos_of(sight, first)[1]
+        once = part(first, slice(length)) | only_photos(sight, first)
         start = super().forward(**once, **kwargs | {'use_cache': True})
-        memory = {k: v for k, v in start.items() if k in ('cache', 'past_key_values')}
+        memory = memory_of(start)
         for cache in memory.values(): cache.reorder_cache(kind)
         hidden = [start.last_hidden_state.index_select(0, kind)]
         if length < input_ids.shape[1]:
@@ -490,8 +502,7 @@ def generate_batch(
     out = student.model.eval().generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
     prompt = inputs['attention_mask']
     new, logits = out.sequences[:, prompt.shape[1]:], torch.stack(out.logits, 1)
-    memory = {k: v for k, v in out.items() if k in ('cache', 'past_key_values')} # renamed in transformers 5.24
-    means = [None] * len(new) if sample else expect(student, new, logits, memory, prompt)
+    means = [None] * len(new) if sample else expect(student, new, logits, memory_of(out), prompt)
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.data import ASSETS, open_image, pristine
 from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expect, expected_score, generate,
-                           last_place, level_token_ids, load_student, read_onnx_tower, release, save_student,
+                           last_place, level_token_ids, load_student, memory_of, read_onnx_tower, release, save_student,
                            score_token_ids, share_prompts, tiny_student)
 from qponder.scale import QPonderError
 
@@ -168,9 +168,8 @@ def test_expected_score_heeds_padding(base):
     expected = []
     for inputs in (asked, asked | padded):
         out = base.model.generate(**inputs, do_sample=False, output_logits=True, return_dict_in_generate=True)
-        memory = {k: v for k, v in out.items() if k in ('cache', 'past_key_values')}
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
-        expected += expect(base, new, torch.stack(out.logits, 1), memory, inputs['attention_mask'])
+        expected += expect(base, new, torch.stack(out.logits, 1), memory_of(out), inputs['attention_mask'])
     assert abs(expected[0] - expected[1]) < .01
 
 
