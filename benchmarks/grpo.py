@@ -19,10 +19,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from transformers.utils import logging
 from trl import GRPOTrainer
 
-from qponder.data import ASSETS, load_sample, open_image
+from qponder.data import load_sample
 from qponder.distill import MeasuredTeacher, distill
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
 from qponder.model import Student, encode, plain_attention, remember, share_prompts
+from qponder.photo import ASSETS, open_image
 from qponder.reward import trl_rewards
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from .data import open_image
 from .degrade import DEGRADATIONS, degrade
 from .distill import MeasuredTeacher, Record, Request, combine, known_faults, tone
 from .measure import degrees, measure
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
+from .photo import open_image
 from .scale import HIGH, LOW, QPonderError, check_range
 from .sft import SFTSettings, cold_start
 from .trace import REASON, SCORE_ONLY, parse

@@ -26,9 +26,9 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-from .data import ImageError, open_image, photo_view
 from .degrade import DEGRADATIONS, severity_degree
 from .measure import Calibration, default_calibration, degrees, measure
+from .photo import ImageError, open_image, photo_view
 from .scale import HIGH, LOW, QPonderError, level
 from .trace import (ASPECTS, EXPERT, FAULTS, FINE, Parsed, Status, Trace, claims, parse, prompt_hash, render,
                            strip_numbers, well_formed)
@@ -214,7 +214,7 @@ class Record:
     "One photo, one answer, and what became of it"
     id: str = '' # fingerprint of the question: photo, prompt, teacher, seed, score told, toning
     path: str = '' # the photo
-    view: int = 0 # which view of it, see `data.photo_view`
+    view: int = 0 # which view of it, see `photo.photo_view`
     image_sha: str = '' # its pixels; '' when it could not be read
     name: str = '' # its dataset
     score: float | None = None # human score on 1-5

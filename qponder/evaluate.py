@@ -31,9 +31,9 @@ from scipy.special import gamma
 from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
-from .data import ImageError
 from .distill import _open, _rows, image_sha, mend, photo_faults
 from .measure import Calibration, features, measure
+from .photo import ImageError
 from .reward import RewardSettings, aspect_agreement, reward
 from .scale import HIGH, LOW, QPonderError
 from .trace import claims, parse

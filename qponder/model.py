@@ -36,7 +36,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
-from .data import ASSETS
+from .photo import ASSETS
 from .scale import HIGH, LEVELS, LOW, QPonderError, check_range, level_centre
 from .trace import messages, student_prompt
 

@@ -24,8 +24,8 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .data import ImageError, img_html, open_image, to_rgb
 from .model import Generation, generate, load_student
+from .photo import ImageError, img_html, open_image, to_rgb
 from .scale import HIGH, LOW, QPonderError, level
 from .trace import claims, parse
 

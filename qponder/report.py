@@ -21,9 +21,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .data import ImageError, img_html, open_image
 from .distill import keep_table, load_records
 from .evaluate import Interval, Prediction, bootstrap, paired_bootstrap, read_predictions, srcc
+from .photo import ImageError, img_html, open_image
 from .scale import HIGH, LOW, QPonderError
 from .trace import parse
 

@@ -351,7 +351,7 @@ def student_sha(
     name: str, # as in the settings
 ) -> str: # 16 hex digits; '' for a hub id, whose weights do not lie here
     "A hash of the student that everything begins with"
-    from qponder.data import ASSETS
+    from qponder.photo import ASSETS
     folder = next((p for p in (ASSETS / name, Path(name)) if p.is_dir()), None)
     return sha(folder) if folder else ''
 

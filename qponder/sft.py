@@ -27,10 +27,10 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from .data import open_image, photo_view
 from .distill import Record
 from .model import (Student, fast_bf16, generate, level_token_ids, no_bars, remember, save_student,
                            score_token_ids)
+from .photo import open_image, photo_view
 from .scale import QPonderError, check_range
 from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt
 
@@ -47,7 +47,7 @@ def sft_row(
     path: str | Path, # the photo
     trace: Trace, # what the student should say about it
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
-    view: int = 0, # of the photo, see `data.photo_view`
+    view: int = 0, # of the photo, see `photo.photo_view`
 ) -> dict: # one training row
     "What is asked and what should be answered."
     said = trace if mode == 'reason' else Trace('', trace.score)

@@ -11,7 +11,7 @@ import pytest
 
 from qponder import __version__, run
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
-from qponder.data import ASSETS, pristine
+from qponder.photo import ASSETS, pristine
 from qponder.run import STAGES, Common, Parts, Stage
 from qponder.scale import QPonderError
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qponder.data import (
-    ASSETS, CARDS, DataError, DatasetCard, ImageError, check_csv, cut_validation, difference_hash, keep_together,
-    load_csv, load_data, load_sample, make_rows, near_duplicates, open_image, pristine, to_rgb)
+    CARDS, DatasetCard, check_csv, cut_validation, difference_hash, keep_together, load_csv, load_data, load_sample,
+    make_rows, near_duplicates)
+from qponder.photo import ASSETS, DataError, ImageError, open_image, pristine, to_rgb
 from qponder.scale import QPonderError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)

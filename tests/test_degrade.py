@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from qponder.data import open_image, pristine
+from qponder.photo import open_image, pristine
 from qponder.degrade import (DEGRADATIONS, Degradation, counterfactual, degradation, degrade, ladder, ordered_pairs,
                              picture, pixels, severity_degree, unit)
 from qponder.scale import QPonderError

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from qponder import grpo as page
-from qponder.data import pristine
 from qponder.distill import Record
 from qponder.grpo import GRPOSettings, grpo, grpo_rows, preflight
 from qponder.model import tiny_student
+from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start, read_log
 from qponder.trace import Trace, render

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from qponder.data import load_sample, open_image, pristine
+from qponder.data import load_sample
 from qponder.degrade import DEGRADATIONS, SIDE, degrade, ladder, pixels
+from qponder.photo import open_image, pristine
 from qponder.measure import (EXPLAINS, MEASURES, PROOF, Calibration, Measures, Rule, aspect_degrees, banding, blocking,
                              calibrate, cast, colourfulness, contrast, default_calibration, degrees, features, grain,
                              luma, measure, measured_ladders, noise, pixelation, sharpness, specks, tiles, working)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from qponder.data import ASSETS, open_image, pristine
+from qponder.photo import ASSETS, open_image, pristine
 from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expect, expected_score, generate,
                            last_place, level_token_ids, load_student, memory_of, read_onnx_tower, release, save_student,
                            score_token_ids, share_prompts, tiny_student)

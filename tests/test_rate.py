@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from qponder.data import ImageError, open_image, pristine
 from qponder.model import save_student, tiny_student
+from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
 

@@ -4,9 +4,9 @@ import torch
 from datasets import Dataset
 
 from qponder import sft
-from qponder.data import pristine
 from qponder.distill import Record
 from qponder.model import tiny_student
+from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start, read_log
 from qponder.trace import Trace, render
