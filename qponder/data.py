@@ -10,13 +10,14 @@ the photos is the page before this one."""
 # %% auto #0
 __all__ = ['CARDS', 'COLUMNS', 'KNOWN', 'DatasetCard', 'make_rows', 'load_sample', 'cut_validation', 'difference_hash',
            'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_table', 'read_csv', 'wrong_number', 'look',
-           'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data']
+           'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data', 'at_size', 'same_size']
 
 # %% ../nbs/02_data.ipynb #398eda60
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,30 @@ def load_data(
 ) -> Dataset: # as `make_rows` gives it
     "The photos that a setting names"
     return load_sample() if str(data) == 'sample' else load_csv(data, **form)
+
+# %% ../nbs/02_data.ipynb #2bd50270
+def at_size(
+    path: str | Path, # a photo
+    side: int, # pixels
+    folder: str | Path, # where the copy goes, as PNG
+) -> str: # the photo's own path if it is `side` x `side`, else that of its copy
+    "A photo squeezed to a square by Lanczos. A copy that is there already is not made again"
+    copy = Path(folder) / f'{sha256(str(path).encode()).hexdigest()[:8]}-{Path(path).stem}.png'
+    if copy.exists(): return str(copy)
+    image = open_image(path)
+    if image.size == (side, side): return str(path)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    part = copy.with_suffix('.part')
+    image.resize((side, side), Image.Resampling.LANCZOS).save(part, 'PNG', compress_level=1)
+    return str(part.rename(copy))
+
+# %% ../nbs/02_data.ipynb #618689f4
+def same_size(
+    rows: Dataset, # as `make_rows` gives it
+    side: int, # pixels
+    folder: str | Path, # for the copies
+) -> Dataset: # the same rows, with `path` and `image` of the copies
+    "Rated photos, all of one size"
+    paths = [at_size(p, side, folder) for p in rows['path']]
+    rows = rows.remove_columns(['path', 'image']).add_column('path', paths).add_column('image', paths)
+    return rows.cast_column('image', ImageColumn())

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides', 'entries', 'convert', 'build', 'Common',
            'stage_settings', 'known_keys', 'nearest', 'check_keys', 'Settings', 'default_file', 'read_settings', 'sha',
-           'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'Run', 'Stage', 'require', 'used', 'student_sha', 'inputs',
-           'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all', 'earlier', 'difference',
-           'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces', 'watch',
-           'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'run_stages']
+           'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
+           'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
+           'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces',
+           'watch', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -151,6 +151,7 @@ class Common:
     std_col: str | None = None # CSV column with the raters' spread, in the CSV's units
     split_col: str | None = None # CSV column with 'train', 'test', and perhaps 'val'
     skip_bad: bool = False # leave out rows that cannot be used
+    side: int = 0 # bring all photos to side x side pixels first; 0: as they are
     test_share: float = .3 # of all photos, where no split is given; 0.05 to 0.5
     val_share: float = .15 # of the training photos; 0.05 to 0.5
     student: str = 'nano-base' # a name that ships with qponder, a folder, or a hub id
@@ -159,6 +160,7 @@ class Common:
 
     def __post_init__(self):
         if self.seed < 0: raise QPonderError('seed must be 0 or more')
+        if self.side and not 28 <= self.side <= 4096: raise QPonderError('side must be 0, or from 28 to 4096')
         if not .05 <= self.test_share <= .5: raise QPonderError('test_share must be from 0.05 to 0.5')
         if not .05 <= self.val_share <= .5: raise QPonderError('val_share must be from 0.05 to 0.5')
 
@@ -168,8 +170,10 @@ def stage_settings() -> dict[str, type]: # prefix -> dataclass
     from qponder.distill import DistillSettings
     from qponder.grpo import GRPOSettings
     from qponder.reward import RewardSettings
+    from qponder.see import SeeSettings
     from qponder.sft import SFTSettings
-    return {'distill': DistillSettings, 'reward': RewardSettings, 'sft': SFTSettings, 'grpo': GRPOSettings}
+    return {'distill': DistillSettings, 'reward': RewardSettings, 'see': SeeSettings, 'sft': SFTSettings,
+            'grpo': GRPOSettings}
 
 # %% ../nbs/13_run.ipynb #bfaab39c
 def known_keys(
@@ -295,6 +299,17 @@ def load_parts(
     train, val, test = cut_parts(load_data(common.data, **form), common)
     return Parts(train, val, test, hash_parts(train=train, val=val, test=test))
 
+# %% ../nbs/13_run.ipynb #9da73a08
+def one_size(
+    parts: Parts, # photos of any size
+    side: int, # pixels
+    folder: Path, # for copies of those that have another size
+) -> Parts:
+    "The same photos, all of one size"
+    from qponder.data import same_size
+    same = {name: same_size(getattr(parts, name), side, folder) for name in ('train', 'val', 'test')}
+    return Parts(**same, hash=sha(f'{parts.hash} {side}'))
+
 # %% ../nbs/13_run.ipynb #c4554422
 @dataclass
 class Run:
@@ -307,7 +322,8 @@ class Run:
     @cached_property
     def parts(self) -> Parts: # loaded at first use, then kept
         "The photos"
-        return self.load(self.settings.common)
+        side, found = self.settings.common.side, self.load(self.settings.common)
+        return one_size(found, side, self.folder / 'photos') if side else found
 
     @property
     def teacher(self) -> Callable[[Any], str]: # a `qponder.distill.Teacher`
@@ -546,11 +562,14 @@ def watch(
 def cold_start_stage(
     run: Run, # with a finished distillation
 ) -> None:
-    "The student learns to write such traces: Q-Ponder-CI"
+    "The student's tower learns to see, if the settings say so; then it learns to write such traces: Q-Ponder-CI"
     from qponder.model import load_student
+    from qponder.see import see
     from qponder.sft import cold_start
-    student, settings = load_student(run.settings.common.student), run.settings.stages['sft']
-    cold_start(student, traces(run), run.folder / 'cold-start', settings, **watch(run))
+    student, stages = load_student(run.settings.common.student), run.settings.stages
+    out = run.folder / 'cold-start'
+    if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
+    cold_start(student, traces(run), out, stages['sft'], **watch(run))
 
 # %% ../nbs/13_run.ipynb #66bf2014
 def grpo_stage(
@@ -575,7 +594,7 @@ def evaluate_stage(
 # %% ../nbs/13_run.ipynb #b8d132fb
 STAGES = (
     Stage('distill', distill_stage, ('teacher', 'distill_')),
-    Stage('cold-start', cold_start_stage, ('student', 'sft_'), ('distill/kept.jsonl',)),
+    Stage('cold-start', cold_start_stage, ('student', 'see_', 'sft_'), ('distill/kept.jsonl',)),
     Stage('grpo', grpo_stage, ('grpo_', 'reward_'), ('distill/kept.jsonl', 'cold-start/model')),
     Stage('evaluate', evaluate_stage, ('student', 'reward_'), ('cold-start/model', 'grpo/model')),
 )
