@@ -13,7 +13,7 @@ quality lies open, and the cold start reads it there."""
 __all__ = ['pooled', 'judge_loss', 'Judge', 'open_judged', 'judged_rows', 'look', 'appoint', 'SeeSettings', 'WatchJudge',
            'two_rates', 'see_config', 'open_tower', 'wider', 'see']
 
-# %% ../nbs/08b_see.ipynb #b7cf55c5
+# %% ../nbs/08b_see.ipynb #6018366c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,11 +30,11 @@ from torch import nn
 from transformers import Dinov2Model, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .model import ImagePolicy, Student, fast_bf16, image_processor
-from .photo import open_image
+from .photo import open_image, photo_view
 from .scale import QPonderError, check_range
 from .sft import JsonlLog, newest_checkpoint
 
-# %% ../nbs/08b_see.ipynb #6c8c9d98
+# %% ../nbs/08b_see.ipynb #b46ee1da
 def pooled(
     hidden: Sequence[torch.Tensor], # of each layer: (photos, 1 + patches, width)
     taps: Sequence[int], # layers to look at
@@ -43,7 +43,7 @@ def pooled(
     patches = [hidden[i][:, 1:].float() for i in taps]
     return torch.cat([moment for p in patches for moment in (p.mean(1), p.std(1))], -1)
 
-# %% ../nbs/08b_see.ipynb #3c76f1bc
+# %% ../nbs/08b_see.ipynb #230824d2
 def judge_loss(
     judged: torch.Tensor, # (photos,) scores, 1-5
     scores: torch.Tensor, # (photos,) human ones
@@ -53,7 +53,7 @@ def judge_loss(
     a, b = judged - judged.mean(), scores - scores.mean()
     return ((judged - scores) / unit).square().mean() + 1 - (a @ b) / (a.norm() * b.norm()).clamp_min(1e-6)
 
-# %% ../nbs/08b_see.ipynb #e032c571
+# %% ../nbs/08b_see.ipynb #cfaf0010
 class Judge(nn.Module):
     "A tower, and a linear function of what it sees."
     def __init__(self,
@@ -75,29 +75,29 @@ class Judge(nn.Module):
         judged = self.linear(self.features(pixel_values))[:, 0]
         return dict(loss=judge_loss(judged, labels, self.unit), logits=judged)
 
-# %% ../nbs/08b_see.ipynb #7d198451
+# %% ../nbs/08b_see.ipynb #81a0d5b3
 def open_judged(
     batch: dict[str, list], # columns path and score
     processor: object, # the student's image processor
-    mirror: bool = False, # half of them, at random
+    vary: bool = False, # another view of each photo every time
 ) -> dict[str, list]: # pixel_values and labels
     "Open the photos of a batch of rows."
-    pixels = processor([open_image(p) for p in batch['path']], return_tensors='pt')['pixel_values']
-    flip = torch.rand(len(pixels)) < .5 if mirror else torch.zeros(len(pixels), dtype=torch.bool)
-    pixels[flip] = pixels[flip].flip(-1)
+    views = torch.randint(1, 2**31, (len(batch['path']),)).tolist() if vary else [0] * len(batch['path'])
+    photos = [photo_view(open_image(p), v) for p, v in zip(batch['path'], views)]
+    pixels = processor(photos, return_tensors='pt')['pixel_values']
     return dict(pixel_values=list(pixels), labels=list(batch['score']))
 
-# %% ../nbs/08b_see.ipynb #94b9dd28
+# %% ../nbs/08b_see.ipynb #359b1548
 def judged_rows(
     rows: Dataset, # with path and score
     student: Student, # its image policy is followed
-    mirror: bool = False, # half of the photos, at random
+    vary: bool = False, # another view of each photo every time
 ) -> Dataset: # pixel_values and labels, made when a row is read
     "Rated photos as a judge takes them."
-    how = partial(open_judged, processor=student.processor.image_processor, mirror=mirror)
+    how = partial(open_judged, processor=student.processor.image_processor, vary=vary)
     return rows.select_columns(['path', 'score']).with_transform(how)
 
-# %% ../nbs/08b_see.ipynb #2fc50064
+# %% ../nbs/08b_see.ipynb #a4517d6c
 @torch.no_grad()
 def look(
     judge: Judge, # with its tower
@@ -114,7 +114,7 @@ def look(
         scores += some['labels']
     return torch.cat(seen).numpy(), np.array(scores)
 
-# %% ../nbs/08b_see.ipynb #541d794f
+# %% ../nbs/08b_see.ipynb #7589ca4a
 def appoint(
     judge: Judge, # its linear part is set in place
     rows: Dataset, # from `judged_rows`
@@ -131,7 +131,7 @@ def appoint(
         judge.linear.bias.fill_(float(ridge.intercept_))
     return judge
 
-# %% ../nbs/08b_see.ipynb #732a2eef
+# %% ../nbs/08b_see.ipynb #63f65da8
 @dataclass(frozen=True)
 class SeeSettings:
     "How a tower learns. Defaults suit nano's."
@@ -149,7 +149,7 @@ class SeeSettings:
         check_range(self, epochs=(0, 1000), size=(0, 2048), tower_rate=(0, 1), judge_rate=(0, 1),
             batch_size=(2, 4096), warmup=(0, 1), ridge=(0, 1e9), eval_every=(1, 1e6), save_every=(1, 1e6))
 
-# %% ../nbs/08b_see.ipynb #e2a6c4a9
+# %% ../nbs/08b_see.ipynb #7eb72f82
 class WatchJudge(TrainerCallback):
     "Log the rank correlation on validation photos every few steps, and before the first."
     def __init__(self,
@@ -170,7 +170,7 @@ class WatchJudge(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.global_step: self.on_step_end(args, state, control)
 
-# %% ../nbs/08b_see.ipynb #23dbc1a4
+# %% ../nbs/08b_see.ipynb #92b850ad
 def two_rates(
     judge: Judge, # with its tower
     settings: SeeSettings, # both peaks
@@ -179,7 +179,7 @@ def two_rates(
     groups = (judge.tower, settings.tower_rate), (judge.linear, settings.judge_rate)
     return torch.optim.AdamW([dict(params=list(part.parameters()), lr=rate) for part, rate in groups])
 
-# %% ../nbs/08b_see.ipynb #ba48f789
+# %% ../nbs/08b_see.ipynb #e5b80638
 def see_config(
     out: Path, # the folder
     settings: SeeSettings, # how it is trained
@@ -193,7 +193,7 @@ def see_config(
         bf16=torch.cuda.is_available() or fast_bf16(), remove_unused_columns=False, report_to=[],
         dataloader_drop_last=True, disable_tqdm=not progress)
 
-# %% ../nbs/08b_see.ipynb #da9e5829
+# %% ../nbs/08b_see.ipynb #d49d0ac1
 def open_tower(
     student: Student, # a nano
 ) -> Dinov2Model: # a copy that can be trained
@@ -206,7 +206,7 @@ def open_tower(
     copy.set_attn_implementation('eager')
     return copy
 
-# %% ../nbs/08b_see.ipynb #f49953ec
+# %% ../nbs/08b_see.ipynb #7c2f7ad0
 def wider(
     student: Student, # changed in place
     size: int, # side of the photos, pixels; 0 leaves it
@@ -218,7 +218,7 @@ def wider(
     if size: student.processor.image_processor = image_processor(policy)
     return student
 
-# %% ../nbs/08b_see.ipynb #83504638
+# %% ../nbs/08b_see.ipynb #c24f6aa8
 def see(
     student: Student, # its tower is trained, in place
     rows: Dataset, # training photos: path and score
@@ -238,7 +238,7 @@ def see(
         if not newest: appoint(judge, judged_rows(rows, student), settings.ridge)
         watch = WatchJudge(judge, judged_rows(val, student) if val is not None else None, settings.eval_every, log)
         trainer = Trainer(judge, see_config(out, settings, seed, progress), callbacks=[log, watch],
-            train_dataset=judged_rows(rows, student, mirror=True), optimizers=(two_rates(judge, settings), None))
+            train_dataset=judged_rows(rows, student, vary=True), optimizers=(two_rates(judge, settings), None))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest)
         save_file(judge.tower.state_dict(), done)
