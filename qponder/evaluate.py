@@ -246,7 +246,7 @@ def store(
 # %% ../nbs/10_evaluate.ipynb #0037a2ce
 def _read_answer(
     base: dict[str, Any], # what is known before: model, path, split, score, mos
-    answer: Any, # with `text`, `finished` and `expected`, as `model.Generation`
+    answer: Any, # with `text`, `finished` and `expected`, as `fast.Generation`
     faults: dict[str, int], # measured or known of the photo
     settings: RewardSettings, # as in training
 ) -> Prediction:

@@ -26,7 +26,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from .distill import Record
-from .model import Student, fast_bf16, generate, remember, save_student, share_prompts
+from .fast import fast_bf16
+from .model import Student, generate, remember, save_student, share_prompts
 from .reward import RewardSettings, reward, trl_rewards
 from .scale import QPonderError, check_range
 from .sft import JsonlLog, Validate, newest_checkpoint, open_rows, restore

@@ -16,15 +16,17 @@ __all__ = ['PHOTOS', 'Rating', 'headline', 'read_rating', 'Rater', 'rate_batch',
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .model import Generation, generate, load_student
+from .fast import Generation, answer, checkpoint, is_nano, load_nano, policy_of
 from .photo import ImageError, img_html, open_image, to_rgb
 from .scale import HIGH, LOW, QPonderError, level
 from .trace import claims, parse
@@ -79,7 +81,7 @@ def _repr_html_(self: Rating) -> str:
 
 # %% ../nbs/11_rate.ipynb #2a40e0a6
 def read_rating(
-    answer: Generation, # as `model.generate` gives it
+    answer: Generation, # as `fast.answer` gives it
     **known: object, # the other fields of `Rating`: path, model, policy, thumbnail
 ) -> Rating:
     "What an answer says, without a guess"
@@ -95,14 +97,32 @@ class Rater:
         model: str | Path = 'nano', # a name that ships with qponder, a checkpoint's folder, or a hub id
         device: str = 'cpu', # where it works
     ):
-        self.student = load_student(model, device)
-        self.name = str(model)
+        self.name, self.device, folder = str(model), device, checkpoint(model)
+        self.nano = load_nano(folder) if device == 'cpu' and is_nano(folder) else None
+        if not self.nano: self.student
+
+    @cached_property
+    def student(self) -> Any: # a `model.Student`
+        "The model in its stock classes"
+        from qponder.model import load_student
+        return load_student(self.name, self.device)
 
     @property
     def policy(self) -> str: # such as '224x224'
         "How photos enter"
-        size = self.student.policy.get('size', {})
+        size = (policy_of(self.nano.pixels) if self.nano else self.student.policy).get('size', {})
         return f'{size["width"]}x{size["height"]}' if 'width' in size else json.dumps(size)
+
+# %% ../nbs/11_rate.ipynb #acdf77b4
+@patch
+def ask(self: Rater,
+    images: Sequence[Image.Image], # RGB
+    mode: str = 'reason', # 'reason' or 'score'
+) -> list[Generation]: # in their order
+    "What the student says about photos"
+    if self.nano: return answer(self.nano, images, mode)
+    from qponder.model import generate
+    return generate(self.student, images, mode)
 
 # %% ../nbs/11_rate.ipynb #6ce8e254
 @patch
@@ -112,7 +132,7 @@ def rate_images(self: Rater,
     reasons: bool = True, # False: the bare score, several times faster
 ) -> list[Rating]: # in their order
     "Rate opened photos"
-    answers = generate(self.student, images, mode='reason' if reasons else 'score')
+    answers = self.ask(images, 'reason' if reasons else 'score')
     small = [im.copy() for im in images]
     for im in small: im.thumbnail((220, 220))
     return [read_rating(a, path=p, model=self.name, policy=self.policy, thumbnail=t)
@@ -192,6 +212,7 @@ def sample_scores(
     seed: int = 0, # of the draw
 ) -> tuple[float | None, float | None, int]: # mean and standard deviation, 1-5, and how many were readable
     "Draw several answers to one photo"
+    from qponder.model import generate
     answers = generate(rater.student, [image] * n, sample=True, seed=seed)
     scores = [s for a in answers if (s := parse(a.text, a.finished).score) is not None]
     return (float(np.mean(scores)), float(np.std(scores)), len(scores)) if scores else (None, None, 0)

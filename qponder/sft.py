@@ -28,8 +28,8 @@ from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCa
 from trl import SFTConfig, SFTTrainer
 
 from .distill import Record
-from .model import (Student, fast_bf16, generate, level_token_ids, no_bars, remember, save_student,
-                           score_token_ids)
+from .fast import fast_bf16, level_token_ids, score_token_ids
+from .model import Student, generate, no_bars, remember, save_student
 from .photo import open_image, photo_view
 from .scale import QPonderError, check_range
 from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt

@@ -2,15 +2,16 @@
 import json
 import shutil
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from qponder.fast import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
+from qponder.model import (ImagePolicy, MemoTower, Student, encode, generate, load_student, memory_of,
+                           read_onnx_tower, release, reread, save_student, share_prompts, tiny_student)
 from qponder.photo import ASSETS, open_image, pristine
-from qponder.model import (SCORES, ImagePolicy, MemoTower, Student, encode, expect, expected_score, generate,
-                           last_place, level_token_ids, load_student, memory_of, read_onnx_tower, release, save_student,
-                           score_token_ids, share_prompts, tiny_student)
 from qponder.scale import QPonderError
 
 
@@ -169,7 +170,9 @@ def test_expected_score_heeds_padding(base):
     for inputs in (asked, asked | padded):
         out = base.model.generate(**inputs, do_sample=False, output_logits=True, return_dict_in_generate=True)
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
-        expected += expect(base, new, torch.stack(out.logits, 1), memory_of(out), inputs['attention_mask'])
+        again = partial(reread, base, memory_of(out), inputs['attention_mask'])
+        ids, levels = score_token_ids(words), level_token_ids(words)
+        expected += expect(new, torch.stack(out.logits, 1), ids, levels, again)
     assert abs(expected[0] - expected[1]) < .01
 
 

@@ -1,0 +1,129 @@
+"""How long a rating takes, cold and warm, how many photos a second a folder gives, and how much memory that needs.
+
+    python benchmarks/rate.py --photos 96
+
+Every row is measured in a process of its own: cold is a fresh interpreter from its start to its end, one photo of
+12 megapixels rated; warm is the median of further ratings of it in one process; a folder holds JPEGs of 512x512 made
+from the sample, and its first batch warms up. Prints a table; `--out FILE` writes it as JSON lines, with versions and
+threads.
+"""
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+from qponder.photo import ASSETS, open_image, pristine
+
+COLD = 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
+WARM = '''
+from qponder.rate import Rater
+rater, times = Rater(model), []
+for _ in range(repeats + 1):
+    start = time.perf_counter()
+    rater.rate(photo, reasons=reasons)
+    times.append(time.perf_counter() - start)
+said['seconds'] = sorted(times[1:])[repeats // 2]
+'''
+FOLDER = '''
+from qponder.rate import Rater, rate_many, find_photos
+rater, photos = Rater(model), find_photos([folder])
+list(rate_many(rater, photos[:16], reasons))
+start = time.perf_counter()
+rated = list(rate_many(rater, photos, reasons))
+said['per_second'] = len(rated) / (time.perf_counter() - start)
+assert all(r.score for r in rated)
+'''
+BRISQUE = '''
+import numpy as np
+from brisque import BRISQUE
+from qponder.photo import open_image
+from qponder.rate import find_photos
+stock, photos = BRISQUE(url=False), find_photos([folder])
+stock.score(np.array(open_image(photos[0])))
+start = time.perf_counter()
+for p in photos: stock.score(np.array(open_image(p)))
+said['per_second'] = len(photos) / (time.perf_counter() - start)
+'''
+BEFORE = 'import json, time\nsaid = {}\n'
+AFTER = '''
+import resource, sys
+scale = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10
+said['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+if 'torch' in sys.modules: said['threads'] = sys.modules['torch'].get_num_threads()
+print(json.dumps(said))
+'''
+
+
+def large_photo(path: Path) -> Path:
+    "A Kodak photo enlarged to 12 megapixels, as a JPEG."
+    open_image(pristine()[0]).resize((4000, 3000), Image.Resampling.LANCZOS).save(path, quality=92)
+    return path
+
+
+def small_photos(folder: Path, n: int) -> Path:
+    "Sample photos as JPEGs of 512x512."
+    folder.mkdir()
+    found = sorted((ASSETS / 'livec_sample').rglob('*.webp'))
+    for i in range(n): open_image(found[i % len(found)]).resize((512, 512)).save(folder / f'{i:04}.jpg', quality=95)
+    return folder
+
+
+def child(code: str, **values) -> dict:
+    "What a fresh interpreter says of itself after some code, and how long it lived."
+    given = ''.join(f'{k} = {v!r}\n' for k, v in values.items())
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, '-c', BEFORE + given + code + AFTER], capture_output=True, text=True)
+    if done.returncode: sys.exit(f'{code}failed:\n{done.stderr}')
+    return json.loads(done.stdout.splitlines()[-1]) | {'lived': time.perf_counter() - start}
+
+
+def cold(model: str, photo: Path, reasons: bool, repeats: int) -> dict:
+    "One photo from nothing: the median of a few processes."
+    runs = [child(COLD, model=model, photo=str(photo), reasons=reasons) for _ in range(repeats)]
+    return runs[-1] | {'seconds': median(r['lived'] for r in runs)}
+
+
+def measure(model: str, home: Path, photos: int, repeats: int) -> list[dict]:
+    "Every row of the table."
+    photo, folder, rows = large_photo(home / 'large.jpg'), small_photos(home / 'small', photos), []
+    for reasons in (True, False):
+        said = 'with reasons' if reasons else 'score only'
+        given = dict(model=model, reasons=reasons)
+        rows += [dict(what=f'cold, {said}', **cold(model, photo, reasons, repeats)),
+                 dict(what=f'warm, {said}', **child(WARM, photo=str(photo), repeats=repeats, **given)),
+                 dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), **given))]
+    found = importlib.util.find_spec('brisque')
+    return rows + [dict(what='folder, BRISQUE', **child(BRISQUE, folder=str(folder)) if found else {})]
+
+
+def cell(row: dict, key: str, digits: int) -> str: return f'{row[key]:.{digits}f}' if key in row else ''
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument('--model', default='nano', help='a student that ships with qponder, or its folder')
+    ask.add_argument('--photos', type=int, default=96, help='photos in the folder')
+    ask.add_argument('--repeats', type=int, default=3, help='cold starts, and warm ratings; their median counts')
+    ask.add_argument('--out', type=Path, help='JSON lines to write')
+    args = ask.parse_args()
+    with tempfile.TemporaryDirectory() as home: rows = measure(args.model, Path(home), args.photos, args.repeats)
+    about = {p: version(p) for p in ('qponder', 'torch', 'pillow', 'numpy')} | {'cpus': os.cpu_count()}
+    print(f'{args.model}, {rows[0]["threads"]} threads, ' + ', '.join(f'{k} {v}' for k, v in about.items()))
+    print('| | seconds | photos/s | peak MB |\n|---|---:|---:|---:|')
+    for r in rows:
+        note = '' if len(r) > 1 else ' (not installed)'
+        print(f'| {r["what"]}{note} | ' + ' | '.join(cell(r, k, d) for k, d in (
+            ('seconds', 2), ('per_second', 1), ('peak_mb', 0))) + ' |')
+    if args.out: args.out.write_text(''.join(json.dumps(r | about) + '\n' for r in rows))
+
+
+if __name__ == '__main__': main()
