@@ -6,8 +6,8 @@
 __all__ = ['SIDE', 'DEGRADATIONS', 'pixels', 'picture', 'unit', 'Degradation', 'degradation', 'degrade', 'ladder',
            'gaussian_blur', 'defocus_blur', 'motion_blur', 'downsample', 'jpeg2000', 'pixelate', 'jpeg', 'banding',
            'quantise', 'white_noise', 'speckle_noise', 'impulse_noise', 'darken', 'brighten', 'low_contrast',
-           'high_contrast', 'desaturate', 'saturate', 'colour_shift', 'severity_degree', 'Pair', 'ordered_pairs',
-           'Counterfactual', 'counterfactual']
+           'high_contrast', 'desaturate', 'saturate', 'colour_shift', 'severity_degree', 'spoil', 'Pair',
+           'ordered_pairs', 'Counterfactual', 'counterfactual']
 
 # %% ../nbs/03_degrade.ipynb #cf9b52d0
 from collections.abc import Callable, Iterator
@@ -370,6 +370,17 @@ def severity_degree(
 ) -> int: # degree of the fault: 0 none, 1 slight, 2 clear, 3 severe
     "How strongly the reasoning should speak of a fault of this severity (our choice)"
     return (0, 1, 1, 2, 3, 3)[severity]
+
+# %% ../nbs/03_degrade.ipynb #57ae1e23
+def spoil(
+    image: Image.Image, # an RGB photo
+    damage: str, # a degradation and its severity, such as 'jpeg 3'; '' does nothing
+    seed: int = 0, # fixes what is left to chance
+) -> Image.Image:
+    "Do the damage that a record notes in a word"
+    if not damage: return image
+    name, severity = damage.split()
+    return degrade(image, name, int(severity), seed)
 
 # %% ../nbs/03_degrade.ipynb #6b99e403
 @dataclass(frozen=True)

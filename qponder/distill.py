@@ -6,12 +6,13 @@
 __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'Request', 'Teacher', 'known_faults', 'tone', 'combine', 'photo_faults',
            'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'aspects', 'agreement', 'repeated', 'repeats',
-           'judge', 'mend', 'load_records', 'fingerprint', 'question', 'ask', 'distill', 'keep_table']
+           'judge', 'mend', 'load_records', 'fingerprint', 'teacher_seed', 'question', 'spoiled_score', 'damages',
+           'versions', 'ask', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +27,7 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-from .degrade import DEGRADATIONS, severity_degree
+from .degrade import DEGRADATIONS, severity_degree, spoil
 from .measure import Calibration, default_calibration, degrees, measure
 from .photo import ImageError, open_image, photo_view
 from .scale import HIGH, LOW, QPonderError, level
@@ -215,9 +216,10 @@ class Record:
     id: str = '' # fingerprint of the question: photo, prompt, teacher, seed, score told, toning
     path: str = '' # the photo
     view: int = 0 # which view of it, see `photo.photo_view`
+    damage: str = '' # done to it when it is opened, such as 'jpeg 3', see `degrade.spoil`
     image_sha: str = '' # its pixels; '' when it could not be read
     name: str = '' # its dataset
-    score: float | None = None # human score on 1-5
+    score: float | None = None # human score on 1-5, lowered for a damage
     std: float | None = None # spread of the raters on 1-5
     distortion: str | None = None # known degradation
     severity: int | None = None # 1 to 5
@@ -254,6 +256,7 @@ class DistillSettings:
     decimals: int = 1 # of that score: 1 (nano has a token for each of 41 scores) or 2
     tone: bool = True # soften measured faults in photos with a high human score
     views: int = 1 # of each photo: itself and crops that are taken to have its score, 1 to 100
+    spoiled: float = 0. # copies of each photo with known damage, on average, 0 to 100
     max_gap: float = 0.5 # largest distance of the teacher's score from the human one, 0 to 4
     min_words: int = 20 # of reasoning, 0 to 1000
     max_words: int = 80 # 1 to 1000
@@ -262,7 +265,7 @@ class DistillSettings:
 
     def __post_init__(self):
         ranges = dict(decimals=(1, 2), max_gap=(0, HIGH - LOW), min_words=(0, 1000), max_words=(1, 1000),
-                      min_aspects=(0, 6), max_repeats=(0, 1), views=(1, 100))
+                      min_aspects=(0, 6), max_repeats=(0, 1), views=(1, 100), spoiled=(0, 100))
         for key, (low, high) in ranges.items():
             if not low <= getattr(self, key) <= high: raise QPonderError(f'{key} must be from {low:g} to {high:g}')
         if self.label not in ('human', 'teacher'): raise QPonderError("label must be 'human' or 'teacher'")
@@ -415,6 +418,13 @@ def fingerprint(
     "A short hash of a few values"
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+# %% ../nbs/05_distill.ipynb #a1dc55aa
+def teacher_seed(
+    teacher: Teacher, # any
+) -> int: # 0 for one that has none
+    "The seed of a teacher's words"
+    return getattr(teacher, 'seed', 0)
+
 # %% ../nbs/05_distill.ipynb #84d4e3e9
 def question(
     sha: str, # the photo's pixels
@@ -423,7 +433,7 @@ def question(
     settings: DistillSettings, # whether faults are toned
 ) -> str: # 16 hexadecimal digits
     "The fingerprint of all that an answer depends on"
-    return fingerprint(sha, prompt_hash(EXPERT), teacher.name, getattr(teacher, 'seed', 0), score, settings.tone)
+    return fingerprint(sha, prompt_hash(EXPERT), teacher.name, teacher_seed(teacher), score, settings.tone)
 
 # %% ../nbs/05_distill.ipynb #c28d5b1c
 def _open(
@@ -452,6 +462,39 @@ def _told(
     "The score that the teacher is told"
     return None if row.get('score') is None else round(float(row['score']), settings.decimals)
 
+# %% ../nbs/05_distill.ipynb #bd450a91
+def spoiled_score(
+    score: float, # of the photo, 1-5
+    severity: int, # of the damage, 1-5
+) -> float: # in [1, score]
+    "What is left of a score after known damage (our reconstruction)"
+    return LOW + (score - LOW) * (1 - .19 * severity)
+
+# %% ../nbs/05_distill.ipynb #889a273e
+def damages(
+    photo: Image.Image, # chooses, together with the seed
+    spoiled: float, # how many, on average
+    seed: int = 0, # other damages
+) -> list[str]: # such as ['jpeg 3']
+    "Damages to be done to copies of a photo"
+    rng = Random(f'{image_sha(photo)} {seed}')
+    return [f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}' for _ in range(int(spoiled + rng.random()))]
+
+# %% ../nbs/05_distill.ipynb #4b75ce12
+def versions(
+    row: Mapping[str, Any], # as in `distill`
+    photo: Image.Image, # its photo
+    settings: DistillSettings, # `views` and `spoiled`
+    seed: int = 0, # of the damages
+) -> Iterator[tuple[dict[str, Any], Image.Image]]: # a row with `view` and `damage`, and what it shows
+    "A photo, other views of it, and spoiled copies"
+    plain = dict(row) | {'damage': ''}
+    for view in range(settings.views): yield plain | {'view': view}, photo_view(photo, view)
+    for damage in damages(photo, settings.spoiled, seed) if row.get('score') is not None else ():
+        kind, severity = damage.split()
+        known = dict(view=0, damage=damage, distortion=kind, severity=int(severity))
+        yield plain | known | {'score': spoiled_score(row['score'], int(severity))}, spoil(photo, damage)
+
 # %% ../nbs/05_distill.ipynb #733c8583
 def ask(
     row: Mapping[str, Any], # as in `distill`
@@ -466,26 +509,30 @@ def ask(
     faults = photo_faults(image, told if settings.tone else None, *damage, getattr(teacher, 'calibration', None))
     raw = teacher(Request(image, row['path'], told, *damage, faults))
     return Record(path=row['path'], image_sha=image_sha(image), name=row.get('name') or '', **about, faults=faults,
-                  raw=raw, teacher=teacher.name, seed=getattr(teacher, 'seed', 0), prompt_hash=prompt_hash(EXPERT))
+                  raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt_hash=prompt_hash(EXPERT))
 
 # %% ../nbs/05_distill.ipynb #895435a6
 def _answer(
-    row: Mapping[str, Any], # as in `distill`
-    photo: Image.Image | ImageError, # from `_open`
+    row: Mapping[str, Any], # from `versions`
+    image: Image.Image, # what it shows
     teacher: Teacher, # asked only if the store has no answer
     settings: DistillSettings, # all of them
     stored: Mapping[str, Record], # id -> record
-    view: int = 0, # of the photo
 ) -> Record: # judged
-    "The record of a view of a row's photo, from the store if it is there"
-    about = {k: row.get(k) for k in ('path', 'name', 'score', 'std')} | {'view': view}
-    about['name'] = about['name'] or ''
-    if isinstance(photo, ImageError):
-        return Record(fingerprint(about['path'], str(photo)), **about, verdict='unreadable', note=str(photo))
-    image = photo_view(photo, view)
+    "The record of a version of a photo, from the store if it is there"
+    about = {k: row.get(k) for k in ('path', 'score', 'std', 'view', 'damage')} | {'name': row.get('name') or ''}
     key = question(image_sha(image), _told(row, settings), teacher, settings)
     record = stored.get(key) or ask(row, image, teacher, settings)
     return judge(replace(record, id=key, **about), settings)
+
+# %% ../nbs/05_distill.ipynb #ae371764
+def _refused(
+    row: Mapping[str, Any], # as in `distill`
+    error: ImageError, # why its photo cannot be opened
+) -> Record: # 'unreadable'
+    "The record of a photo that nobody was asked about"
+    about = {k: row.get(k) for k in ('path', 'score', 'std')} | {'name': row.get('name') or ''}
+    return Record(fingerprint(row['path'], str(error)), **about, verdict='unreadable', note=str(error))
 
 # %% ../nbs/05_distill.ipynb #e521b334
 def distill(
@@ -493,15 +540,16 @@ def distill(
     teacher: Teacher, # who writes the traces
     out: str | Path, # folder for traces.jsonl (everything) and kept.jsonl (what the student learns)
     settings: DistillSettings = DistillSettings(), # label, tone, filters
-) -> list[Record]: # one per row and view, in the order of the rows; one for a photo that cannot be read
+) -> list[Record]: # one per row and version, in the order of the rows; one for a photo that cannot be read
     "Ask a teacher about every photo that it has not answered yet; resumable, nothing is asked twice"
     path, done, rejudged = Path(out)/'traces.jsonl', [], False
     mend(path)
     stored = {r.id: r for r in load_records(path)} if path.exists() else {}
     for row in _rows(rows):
         photo = _open(row)
-        for view in range(1 if isinstance(photo, ImageError) else settings.views):
-            record = _answer(row, photo, teacher, settings, stored, view)
+        shown = () if isinstance(photo, ImageError) else versions(row, photo, settings, teacher_seed(teacher))
+        answers = (_answer(*version, teacher, settings, stored) for version in shown)
+        for record in answers if shown else [_refused(row, photo)]:
             if record.id not in stored: _write(path, [record])
             rejudged |= stored.get(record.id, record).verdict != record.verdict
             stored[record.id] = record

@@ -69,11 +69,12 @@ class GRPOSettings:
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_rows(
     records: Sequence[Record], # kept records with a target score
-) -> Dataset: # columns path, view, prompt, score, faults (JSON), and images, opened lazily
+) -> Dataset: # columns path, view, damage, prompt, score, faults (JSON), and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
     ask = messages(student_prompt('reason'))
-    rows = [dict(path=r.path, view=r.view, prompt=ask, score=r.target, faults=json.dumps(r.faults)) for r in records]
+    rows = [dict(path=r.path, view=r.view, damage=r.damage, prompt=ask, score=r.target, faults=json.dumps(r.faults))
+            for r in records]
     return Dataset.from_list(rows).with_transform(open_rows)
 
 # %% ../nbs/09_grpo.ipynb #d3c31940

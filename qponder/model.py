@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -63,7 +64,6 @@ def image_processor(
     return BitImageProcessorPil(size=side, do_center_crop=False, crop_size=side, image_mean=list(policy.mean),
         image_std=list(policy.std), resample=int(Image.Resampling[policy.resample.upper()]))
 
-# %% ../nbs/06_model.ipynb #3c95ad8d
 # %% ../nbs/06_model.ipynb #897d6c3c
 def by_pil(
     processor: object, # a stock processor
@@ -74,6 +74,7 @@ def by_pil(
         processor.image_processor = BitImageProcessorPil.from_dict(images.to_dict())
     return processor
 
+# %% ../nbs/06_model.ipynb #3c95ad8d
 def read_policy(
     processor: object, # a processor with an `image_processor`
 ) -> dict: # the fields that decide which pixels the model sees
@@ -113,6 +114,7 @@ def tensor_hash(
 class MemoTower(Dinov2Model):
     "A frozen DINOv2 that looks at each photo once, whoever asks: rollouts, epochs, passes."
     memo_size = 64 # photos remembered, about 0.8 MB each at 224 px with four layers tapped
+    memo_room = 4e9 # bytes that they may take
 
     def see(self, pixels: torch.Tensor, layers: list[int], **kwargs) -> torch.Tensor:
         "The tapped `layers` of each photo, (photos, layers, tokens, width)."
@@ -130,22 +132,24 @@ class MemoTower(Dinov2Model):
         found = {k: memo[k] for k in keys if k in memo}
         if new: found |= zip(new, self.see(pixel_values[list(new.values())], layers, **kwargs))
         for k in new: memo[k] = found[k]
-        while len(memo) > self.memo_size: memo.pop(next(iter(memo)))
-        taps = torch.stack([found[k] for k in keys]).to(self.dtype)
+        taps = torch.stack([found[k] for k in keys])
+        most = min(self.memo_size, int(self.memo_room // taps[0].nbytes))
+        while len(memo) > most: memo.pop(next(iter(memo)))
+        taps = taps.to(self.dtype)
         hidden = [taps[:, layers.index(i)] if i in layers else None for i in range(max(layers) + 1)]
         return BaseModelOutputWithPooling(last_hidden_state=hidden[-1], hidden_states=tuple(hidden))
 
 # %% ../nbs/06_model.ipynb #4157e7d9
 def remember(
     model: object, # a student's model
-    photos: int, # how many photos to remember; 4096 (3 GB at 224 px) at most
+    photos: int, # how many photos to remember, as far as half of the free memory holds them
 ):
     "`model` with a `MemoTower` that remembers `photos`, when its tower is a frozen DINOv2; else `model` unchanged."
     tower = getattr(getattr(model, 'model', None), 'vision_tower', None)
     if not isinstance(tower, Dinov2Model): return model
     memo = MemoTower(tower.config).to(tower.dtype)
     memo.load_state_dict(tower.state_dict())
-    memo.memo_size = min(photos, 4096)
+    memo.memo_size, memo.memo_room = photos, psutil.virtual_memory().available / 2
     model.model.vision_tower = memo.to(tower.device).train(tower.training).requires_grad_(False)
     return model
 
