@@ -354,5 +354,5 @@ def same_size(
 ) -> Dataset: # the same rows, with `path` and `image` of the copies
     "Rated photos, all of one size"
     paths = [at_size(p, side, folder) for p in rows['path']]
-    rows = rows.remove_columns(['path', 'image']).add_column('path', paths).add_column('image', paths)
-    return rows.cast_column('image', ImageColumn())
+    columns = {c: rows[c] for c in rows.column_names if c != 'image'} | {'path': paths, 'image': paths}
+    return Dataset.from_dict(columns).cast_column('image', ImageColumn())
