@@ -14,10 +14,10 @@ page shows."""
 # %% auto #0
 __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_memory', 'differs', 'read_parts', 'unlike_nano',
            'is_nano', 'policy_of', 'check_policy', 'to_pixels', 'rename_attention', 'weight_name', 'read_weights',
-           'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'turn', 'LanguageLayer',
-           'Language', 'NanoNet', 'load_net', 'Nano', 'read_layout', 'load_nano', 'Generation', 'score_token_ids',
-           'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect', 'question', 'write', 'sees',
-           'reread', 'answer_batch', 'answer']
+           'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'fit_places', 'turn',
+           'LanguageLayer', 'Language', 'NanoNet', 'round_tower', 'load_net', 'Nano', 'read_layout', 'load_nano',
+           'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect',
+           'question', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
 # %% ../nbs/05a_fast.ipynb #7f8ffa2a
 import ctypes, json, sys
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import chunked, patch
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
@@ -273,6 +274,16 @@ class Tower(nn.Module):
         for i, layer in enumerate(self.encoder.layer, 1): x = seen[i] = layer(x)
         return torch.cat([seen[i][:, 1:] for i in self.taps], -1)
 
+# %% ../nbs/05a_fast.ipynb #98c30eda
+def fit_places(
+    tower: Tower, # changed in place
+    parts: dict[str, dict], # from `read_parts`
+) -> None:
+    "Fit a tower's embeddings of places to the image policy."
+    size, patch = parts['processor_config']['image_processor']['size'], parts['config']['vision_config']['patch_size']
+    places = tower.embeddings.position_embeddings
+    places.data = shrink_places(places, (size['height'] // patch, size['width'] // patch))
+
 # %% ../nbs/05a_fast.ipynb #60f35d0e
 def turn(
     x: torch.Tensor, # (rows, heads, tokens, width of a head)
@@ -297,12 +308,14 @@ class LanguageLayer(nn.Module):
         up = {f'{n}_proj': nn.Linear(width, wide, bias=False) for n in ('gate', 'up')}
         self.mlp = named(**up, down_proj=nn.Linear(wide, width, bias=False))
 
-    def forward(self, x: torch.Tensor, angles: tuple, memory: torch.Tensor, at: int, mask=None) -> torch.Tensor:
-        "Read tokens into `memory` (2, rows, heads, places, width of a head) from place `at`."
+    def forward(self, x: torch.Tensor, angles: tuple, memory: torch.Tensor, at: int, mask=None, last=False):
+        "Read tokens into `memory` (2, rows, heads, places, width of a head) from place `at`; give all, or the last."
         a, m, h, end = self.self_attn, self.mlp, self.input_layernorm(x), at + x.shape[1]
-        q, k, v = (heads(p(h), self.heads) for p in (a.q_proj, a.k_proj, a.v_proj))
+        k, v = (heads(p(h), self.heads) for p in (a.k_proj, a.v_proj))
         memory[0, :, :, at:end], memory[1, :, :, at:end] = turn(k, *angles), v
-        x = x + a.o_proj(attend(turn(q, *angles), *memory[:, :, :, :end], mask))
+        if last: x, h, angles, mask = x[:, -1:], h[:, -1:], [t[..., -1:, :] for t in angles], None
+        q = turn(heads(a.q_proj(h), self.heads), *angles)
+        x = x + a.o_proj(attend(q, *memory[:, :, :, :end], mask))
         h = self.post_attention_layernorm(x)
         return x + m.down_proj(F.silu(m.gate_proj(h)) * m.up_proj(h))
 
@@ -324,13 +337,14 @@ class Language(nn.Module):
         n, width = self.shape
         return torch.empty(len(self.layers), 2, rows, n, places, width)
 
-    def forward(self, x: torch.Tensor, memory: torch.Tensor, at: int, places=None, mask=None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, memory: torch.Tensor, at: int, places=None, mask=None, last=False):
         "Read embedded tokens into `memory` from place `at`; in order, unless `places` and `mask` say otherwise."
         (_, width), tokens = self.shape, x.shape[1]
         if places is None: places = torch.arange(at, at + tokens)
         if mask is None and tokens > 1: mask = torch.full((tokens, at + tokens), -torch.inf).triu(at + 1)
         angle = places[..., None, :, None] * self.theta ** (torch.arange(0, width, 2) / -width)
-        for layer, kept in zip(self.layers, memory): x = layer(x, (angle.cos(), angle.sin()), kept, at, mask)
+        angles, top = (angle.cos(), angle.sin()), len(self.layers) - 1
+        for i, layer in enumerate(self.layers): x = layer(x, angles, memory[i], at, mask, last and i == top)
         return self.norm(x)
 
 # %% ../nbs/05a_fast.ipynb #6ae47d0a
@@ -352,6 +366,15 @@ class NanoNet(nn.Module):
         p = self.multi_modal_projector
         return p.linear_2(F.gelu(p.linear_1(self.vision_tower(pixels))))
 
+# %% ../nbs/05a_fast.ipynb #a29a95b8
+def round_tower(
+    net: NanoNet, # changed in place
+) -> NanoNet: # the same
+    "Have the tower multiply in bfloat16."
+    for part in net.vision_tower.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)): part.bfloat16()
+    return net
+
 # %% ../nbs/05a_fast.ipynb #c018af24
 def load_net(
     folder: Path, # a nano's checkpoint
@@ -367,12 +390,7 @@ def load_net(
         raise QPonderError(f'{folder}: no student could be loaded, {sorted(missing)[0]} is missing; restore its files')
     net.load_state_dict(weights, strict=False, assign=True)
     net.float().requires_grad_(False)
-    size, patch = parts['processor_config']['image_processor']['size'], parts['config']['vision_config']['patch_size']
-    places = net.vision_tower.embeddings.position_embeddings
-    places.data = shrink_places(places, (size['height'] // patch, size['width'] // patch))
-    for part in net.vision_tower.modules():
-        if bf16 and isinstance(part, (nn.Linear, nn.Conv2d)): part.bfloat16()
-    return net
+    return round_tower(net) if bf16 else net
 
 # %% ../nbs/05a_fast.ipynb #fc77b12b
 @dataclass
@@ -383,10 +401,11 @@ class Nano:
     layout: Template # of a question
     parts: dict[str, dict] # what the checkpoint says about itself, by the names in `PARTS`
 
-    @property
-    def pixels(self) -> dict: # the configuration of the image processor
-        "How photos enter."
-        return self.parts['processor_config']['image_processor']
+# %% ../nbs/05a_fast.ipynb #e5c3b0aa
+@patch(as_prop=True)
+def pixels(self: Nano) -> dict: # the configuration of nano's image processor
+    "How photos enter."
+    return self.parts['processor_config']['image_processor']
 
 # %% ../nbs/05a_fast.ipynb #425732c1
 def read_layout(
@@ -408,6 +427,7 @@ def load_nano(
     if wrong := unlike_nano(parts): raise QPonderError(f'{folder}: this is no nano: {", ".join(wrong)}')
     check_policy(folder, policy_of(parts['processor_config']['image_processor']))
     net = load_net(folder, parts, fast_bf16() if bf16 is None else bf16)
+    fit_places(net.vision_tower, parts)
     return Nano(net, Tokenizer.from_file(str(folder / 'tokenizer.json')), read_layout(folder), parts)
 
 # %% ../nbs/05a_fast.ipynb #2a3e0b84
@@ -463,9 +483,8 @@ def other_words(
     words: Sequence[int], # token ids
 ) -> torch.Tensor: # (answers, words, tokens)
     "Each answer with each of some words in its place."
-    rows = tokens[:, None].repeat(1, len(words), 1)
-    for row, place in zip(rows, at): row[:, place] = row.new_tensor(words)
-    return rows
+    here = torch.arange(tokens.shape[1], device=tokens.device) == tokens.new_tensor(at)[:, None]
+    return torch.where(here[:, None], tokens.new_tensor(words)[:, None], tokens[:, None])
 
 # %% ../nbs/05a_fast.ipynb #71282df2
 def expect(
@@ -513,7 +532,7 @@ def write(
     end, done = torch.tensor(how['eos_token_id']), torch.zeros(rows, dtype=torch.bool)
     while len(tokens) < most and not done.all():
         at = asked + len(tokens) - 1 if tokens else 0
-        logits.append(net.lm_head(decoder(x, memory, at)[:, -1]))
+        logits.append(net.lm_head(decoder(x, memory, at, last=True)[:, 0]))
         tokens.append(logits[-1].argmax(-1).masked_fill(done, how['pad_token_id']))
         done |= torch.isin(tokens[-1], end)
         x = decoder.embed_tokens(tokens[-1])[:, None]
@@ -577,5 +596,4 @@ def answer(
     batch_size: int = 16, # photos at a time
 ) -> list[Generation]: # in the order of the photos
     "One answer per photo; greedy, hence repeatable."
-    images = list(images)
-    return [a for i in range(0, len(images), batch_size) for a in answer_batch(nano, images[i:i + batch_size], mode)]
+    return [a for some in chunked(images, batch_size) for a in answer_batch(nano, some, mode)]

@@ -64,12 +64,14 @@ DAMAGE = OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error # w
 # %% ../nbs/01a_photo.ipynb #ce613342
 def open_image(
     path: str | Path | BinaryIO, # a file's path, or an open binary file
+    least: int | None = None, # a large JPEG may be decoded at 1/2, 1/4 or 1/8, no side below this; None: never
 ) -> Image.Image: # RGB, upright
     "Open a photo, or raise `ImageError` naming the file and the remedy. Never another image"
     name = path if isinstance(path, (str, Path)) else 'image in memory'
     try:
         with Image.open(path) as image:
             if reason := why_not(image): raise ImageError(f'{name}: {reason}')
+            if least: image.draft(None, (least, least))
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError: raise
     except FileNotFoundError as e: raise ImageError(f'{name}: no such file; correct the path or remove it') from e
