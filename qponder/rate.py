@@ -111,7 +111,7 @@ class Rater:
     @property
     def least(self) -> int | None: # pixels; None: all that the file has
         "How small a large JPEG may be decoded"
-        return 2 * max(self.nano.pixels['size'].values()) if self.nano else None
+        return 4 * max(self.nano.pixels['size'].values()) if self.nano else None
 
     @property
     def policy(self) -> str: # such as '224x224'
