@@ -3,9 +3,9 @@
     python benchmarks/rate.py --photos 96
 
 Every row is measured in a process of its own: cold is a fresh interpreter from its start to its end, one photo of
-12 megapixels rated; warm is the median of further ratings of it in one process; a folder holds JPEGs of 512x512 made
-from the sample, and its first batch warms up. Prints a table; `--out FILE` writes it as JSON lines, with versions and
-threads.
+12 megapixels rated; warm is the median of five further photos in one process; a folder holds JPEGs of 512x512 made
+from the sample, and its first 16 warm up. No photo comes twice, for the stock path remembers what it has seen. Prints
+a table; `--out FILE` writes it as JSON lines, with versions and threads.
 """
 import argparse
 import importlib.util
@@ -21,24 +21,26 @@ from statistics import median
 
 from PIL import Image
 
+from qponder import __version__
 from qponder.photo import ASSETS, open_image, pristine
 
 COLD = 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
 WARM = '''
+from statistics import median
 from qponder.rate import Rater
 rater, times = Rater(model), []
-for _ in range(repeats + 1):
+for photo in photos:
     start = time.perf_counter()
     rater.rate(photo, reasons=reasons)
     times.append(time.perf_counter() - start)
-said['seconds'] = sorted(times[1:])[repeats // 2]
+said['seconds'] = median(times[1:])
 '''
 FOLDER = '''
 from qponder.rate import Rater, rate_many, find_photos
 rater, photos = Rater(model), find_photos([folder])
 list(rate_many(rater, photos[:16], reasons))
 start = time.perf_counter()
-rated = list(rate_many(rater, photos, reasons))
+rated = list(rate_many(rater, photos[16:], reasons))
 said['per_second'] = len(rated) / (time.perf_counter() - start)
 assert all(r.score for r in rated)
 '''
@@ -63,17 +65,20 @@ print(json.dumps(said))
 '''
 
 
-def large_photo(path: Path) -> Path:
-    "A Kodak photo enlarged to 12 megapixels, as a JPEG."
-    open_image(pristine()[0]).resize((4000, 3000), Image.Resampling.LANCZOS).save(path, quality=92)
-    return path
+def large_photos(folder: Path) -> list[Path]:
+    "The Kodak photos enlarged to 12 megapixels, as JPEGs."
+    folder.mkdir()
+    paths = [folder / f'{p.stem}.jpg' for p in pristine()]
+    for old, new in zip(pristine(), paths):
+        open_image(old).resize((4000, 3000), Image.Resampling.LANCZOS).save(new, quality=92)
+    return paths
 
 
 def small_photos(folder: Path, n: int) -> Path:
-    "Sample photos as JPEGs of 512x512."
+    "Sample photos as JPEGs of 512x512, no two alike."
     folder.mkdir()
     found = sorted((ASSETS / 'livec_sample').rglob('*.webp'))
-    for i in range(n): open_image(found[i % len(found)]).resize((512, 512)).save(folder / f'{i:04}.jpg', quality=95)
+    for p in found[:n]: open_image(p).resize((512, 512)).save(folder / f'{p.stem}.jpg', quality=95)
     return folder
 
 
@@ -94,12 +99,12 @@ def cold(model: str, photo: Path, reasons: bool, repeats: int) -> dict:
 
 def measure(model: str, home: Path, photos: int, repeats: int) -> list[dict]:
     "Every row of the table."
-    photo, folder, rows = large_photo(home / 'large.jpg'), small_photos(home / 'small', photos), []
+    large, folder, rows = large_photos(home / 'large'), small_photos(home / 'small', photos), []
     for reasons in (True, False):
         said = 'with reasons' if reasons else 'score only'
         given = dict(model=model, reasons=reasons)
-        rows += [dict(what=f'cold, {said}', **cold(model, photo, reasons, repeats)),
-                 dict(what=f'warm, {said}', **child(WARM, photo=str(photo), repeats=repeats, **given)),
+        rows += [dict(what=f'cold, {said}', **cold(model, large[0], reasons, repeats)),
+                 dict(what=f'warm, {said}', **child(WARM, photos=[str(p) for p in large], **given)),
                  dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), **given))]
     found = importlib.util.find_spec('brisque')
     return rows + [dict(what='folder, BRISQUE', **child(BRISQUE, folder=str(folder)) if found else {})]
@@ -111,12 +116,12 @@ def cell(row: dict, key: str, digits: int) -> str: return f'{row[key]:.{digits}f
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument('--model', default='nano', help='a student that ships with qponder, or its folder')
-    ask.add_argument('--photos', type=int, default=96, help='photos in the folder')
-    ask.add_argument('--repeats', type=int, default=3, help='cold starts, and warm ratings; their median counts')
+    ask.add_argument('--photos', type=int, default=96, help='photos in the folder, 17 to 300')
+    ask.add_argument('--repeats', type=int, default=3, help='cold starts, whose median counts')
     ask.add_argument('--out', type=Path, help='JSON lines to write')
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as home: rows = measure(args.model, Path(home), args.photos, args.repeats)
-    about = {p: version(p) for p in ('qponder', 'torch', 'pillow', 'numpy')} | {'cpus': os.cpu_count()}
+    about = {'qponder': __version__} | {p: version(p) for p in ('torch', 'pillow', 'numpy')} | {'cpus': os.cpu_count()}
     print(f'{args.model}, {rows[0]["threads"]} threads, ' + ', '.join(f'{k} {v}' for k, v in about.items()))
     print('| | seconds | photos/s | peak MB |\n|---|---:|---:|---:|')
     for r in rows:

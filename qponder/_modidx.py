@@ -372,6 +372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.rate.compare': ('rate.html#compare', 'qponder/rate.py'),
                               'qponder.rate.find_photos': ('rate.html#find_photos', 'qponder/rate.py'),
                               'qponder.rate.headline': ('rate.html#headline', 'qponder/rate.py'),
+                              'qponder.rate.in_small': ('rate.html#in_small', 'qponder/rate.py'),
                               'qponder.rate.rate_batch': ('rate.html#rate_batch', 'qponder/rate.py'),
                               'qponder.rate.rate_many': ('rate.html#rate_many', 'qponder/rate.py'),
                               'qponder.rate.read_rating': ('rate.html#read_rating', 'qponder/rate.py'),

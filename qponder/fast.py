@@ -22,6 +22,7 @@ __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_m
 # %% ../nbs/05a_fast.ipynb #7f8ffa2a
 import ctypes, json, sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,9 +145,10 @@ def to_pixels(
 ) -> torch.Tensor: # (photos, 3, height, width)
     "Photos as the image policy wants them."
     size = pixels['size']['width'], pixels['size']['height']
-    small = np.stack([np.asarray(im.resize(size, pixels['resample'])) for im in images])
+    with ThreadPoolExecutor() as pool: small = list(pool.map(lambda im: im.resize(size, pixels['resample']), images))
+    shown = torch.from_numpy(np.stack([np.asarray(im) for im in small])).permute(0, 3, 1, 2).contiguous()
     mean, std = (torch.tensor(pixels[k])[:, None, None] for k in ('image_mean', 'image_std'))
-    return (torch.from_numpy(small).permute(0, 3, 1, 2) * pixels['rescale_factor'] - mean) / std
+    return (shown * pixels['rescale_factor'] - mean) / std
 
 # %% ../nbs/05a_fast.ipynb #946ec60f
 _RENAMED = {'attention.attention.query': 'attention.q_proj', 'attention.attention.key': 'attention.k_proj',
