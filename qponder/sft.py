@@ -11,7 +11,7 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 # %% auto #0
 __all__ = ['open_rows', 'sft_row', 'sft_rows', 'soft_target', 'score_terms', 'rank_terms', 'places', 'claim_phrases', 'claimed',
            'trace_loss', 'number', 'read_log', 'JsonlLog', 'validation', 'Validate', 'SFTSettings', 'newest_checkpoint',
-           'restore', 'sft_config', 'loss_terms', 'cold_start']
+           'restore', 'sft_config', 'population', 'loss_terms', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .degrade import spoil
 from .distill import Record
-from .fast import fast_bf16, level_token_ids, score_token_ids
+from .fast import SCORES, fast_bf16, level_token_ids, score_token_ids
 from .model import Student, generate, no_bars, remember, save_student
 from .photo import open_image, photo_view
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
@@ -291,6 +291,14 @@ def sft_config(
         gradient_checkpointing=torch.cuda.is_available(), remove_unused_columns=False, report_to=[],
         disable_tqdm=not progress)
 
+# %% ../nbs/08_sft.ipynb #fa81c6f0
+def population(
+    records: Sequence[Record], # what is learned
+) -> list[float]: # of each of `fast.SCORES`, in [0,1]
+    "Percentiles of the scores among the human scores of the training photos; spoiled copies do not count."
+    human = [r.target for r in records if not r.damage] or [r.target for r in records]
+    return percentile(SCORES, human).round(4).tolist()
+
 # %% ../nbs/08_sft.ipynb #81d6d0bf
 def loss_terms(
     tokenizer: object, # the student's
@@ -299,10 +307,9 @@ def loss_terms(
 ) -> dict: # keyword arguments of `trace_loss`
     "What the loss has to know about words, scores and photos."
     ids = score_token_ids(tokenizer)
-    human = [r.target for r in records if not r.damage] or [r.target for r in records]
     return dict(ids=ids, levels=level_token_ids(tokenizer), weight=settings.score_weight, sigma=settings.score_sigma,
                 phrases=claim_phrases(tokenizer) if settings.claim_weight else (), claim_weight=settings.claim_weight,
-                ranks=percentile(list(ids), human).tolist() if ids else (), rank_weight=settings.rank_weight)
+                ranks=population(records) if ids else (), rank_weight=settings.rank_weight)
 
 # %% ../nbs/08_sft.ipynb #b303c3d8
 def cold_start(
@@ -319,6 +326,7 @@ def cold_start(
     rows = sft_rows(records, settings.score_only_every)
     remember(student.model, len(records) + len(val or ()))
     loss = partial(trace_loss, **loss_terms(student.processor.tokenizer, records, settings))
+    student.model.config.score_percentiles = population(records)
     trainer = SFTTrainer(student.model, sft_config(out, settings, seed, progress), train_dataset=rows,
         processing_class=student.processor, compute_loss_func=loss,
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
