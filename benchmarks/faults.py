@@ -42,15 +42,22 @@ def ordered(rows: list[dict]) -> list[bool]:
     return [None not in (known[a], known[b]) and known[a] > known[b] for a, b in pairs]
 
 
-def table(rows: list[dict]) -> str:
+def shares(rows: list[dict]) -> list[dict]:
     "Shares by damage, and of all."
-    lines = ['| damage | named, by severity 1-5 | named | ordered |', '|---|---|---:|---:|']
+    found = []
     for kind in [*DEGRADATIONS, None]:
         mine = [r for r in rows if kind in (r['kind'], None)]
         by = [f"{np.mean([r['named'] for r in mine if r['severity'] == s]):.0%}" for s in range(1, 6)]
-        lines.append(f"| {kind or 'all'} | {' '.join(by)} | {np.mean([r['named'] for r in mine]):.0%} "
-                     f"| {np.mean(ordered(mine)):.0%} |")
-    return '\n'.join(lines)
+        named, order = np.mean([r['named'] for r in mine]), np.mean(ordered(mine))
+        found.append({'damage': kind or 'all', 'named, by severity 1-5': ' '.join(by), 'named': f'{named:.0%}',
+                      'ordered': f'{order:.0%}'})
+    return found
+
+
+def table(found: list[dict]) -> str:
+    "Markdown."
+    lines = [found[0], ['---', '---', '---:', '---:'], *(r.values() for r in found)]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def main():
@@ -68,8 +75,8 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
         write_json(args.out / 'manifest.json', dict(model=args.model, side=args.side, versions=versions(),
-            photos={p.name: sha(p) for p in photos}, named=float(np.mean([r['named'] for r in rows])),
-            ordered=float(np.mean(ordered(rows)))))
+            table=shares(rows), photos={p.name: sha(p) for p in photos}, ordered=float(np.mean(ordered(rows))),
+            named=float(np.mean([r['named'] for r in rows]))))
 
 
 if __name__ == '__main__': main()
