@@ -21,9 +21,10 @@ from trl import GRPOTrainer
 
 from qponder.data import load_sample
 from qponder.distill import MeasuredTeacher, distill
+from qponder.fast import checkpoint
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
 from qponder.model import Student, encode, plain_attention, remember, share_prompts
-from qponder.photo import ASSETS, open_image
+from qponder.photo import open_image
 from qponder.reward import trl_rewards
 
 
@@ -57,14 +58,14 @@ STEPS = {'stock': lambda model: model, 'tower remembered': lambda model: remembe
 
 def build(name: str, path: str) -> torch.nn.Module:
     "The student's model with all changes up to `path`."
-    model = AutoModelForImageTextToText.from_pretrained(ASSETS / name, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint(name), dtype=torch.float32)
     for change in list(STEPS.values())[:list(STEPS).index(path) + 1]: change(model)
     return model
 
 
 def losses(name: str, records: list, settings: GRPOSettings) -> dict[str, float]:
     "The loss of every path on the same rollouts, in float32."
-    stock = Student(build(name, 'stock'), AutoProcessor.from_pretrained(ASSETS / name), name)
+    stock = Student(build(name, 'stock'), AutoProcessor.from_pretrained(checkpoint(name)), name)
     rows = encode(stock, [open_image(r.path) for r in records[:2] for _ in range(settings.group_size)])
     prompt = rows['input_ids'].shape[1]
     rows['input_ids'] = stock.model.generate(**rows, do_sample=True, top_k=0, temperature=settings.temperature,
@@ -85,7 +86,7 @@ def measure(name: str, path: str, records: list, settings: GRPOSettings, seed: i
     with tempfile.TemporaryDirectory() as out:
         trainer = GRPOTrainer(model, [clock.timed('reward', f) for f in functions],
             args=grpo_config(Path(out), settings, weights, seed), train_dataset=grpo_rows(records),
-            processing_class=AutoProcessor.from_pretrained(ASSETS / name), callbacks=[watch])
+            processing_class=AutoProcessor.from_pretrained(checkpoint(name)), callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds, steps, warm = sum(watch.seconds[1:]), settings.steps - 1, watch.first

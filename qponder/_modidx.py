@@ -255,7 +255,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.fast.read_weights': ('fast.html#read_weights', 'qponder/fast.py'),
                               'qponder.fast.rename_attention': ('fast.html#rename_attention', 'qponder/fast.py'),
                               'qponder.fast.reread': ('fast.html#reread', 'qponder/fast.py'),
-                              'qponder.fast.round_tower': ('fast.html#round_tower', 'qponder/fast.py'),
+                              'qponder.fast.round_net': ('fast.html#round_net', 'qponder/fast.py'),
                               'qponder.fast.score_token_ids': ('fast.html#score_token_ids', 'qponder/fast.py'),
                               'qponder.fast.sees': ('fast.html#sees', 'qponder/fast.py'),
                               'qponder.fast.shipped': ('fast.html#shipped', 'qponder/fast.py'),

@@ -15,7 +15,7 @@ page shows."""
 __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_memory', 'differs', 'read_parts', 'unlike_nano',
            'is_nano', 'policy_of', 'check_policy', 'to_pixels', 'rename_attention', 'weight_name', 'read_weights',
            'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'fit_places', 'turn',
-           'LanguageLayer', 'Language', 'NanoNet', 'round_tower', 'load_net', 'Nano', 'read_layout', 'load_nano',
+           'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout', 'load_nano',
            'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect',
            'question', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
@@ -312,13 +312,14 @@ class LanguageLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, angles: tuple, memory: torch.Tensor, at: int, mask=None, last=False):
         "Read tokens into `memory` (2, rows, heads, places, width of a head) from place `at`; give all, or the last."
-        a, m, h, end = self.self_attn, self.mlp, self.input_layernorm(x), at + x.shape[1]
+        a, m, end, kind = self.self_attn, self.mlp, at + x.shape[1], self.mlp.down_proj.weight.dtype
+        h = self.input_layernorm(x).to(kind)
         k, v = (heads(p(h), self.heads) for p in (a.k_proj, a.v_proj))
         memory[0, :, :, at:end], memory[1, :, :, at:end] = turn(k, *angles), v
         if last: x, h, angles, mask = x[:, -1:], h[:, -1:], [t[..., -1:, :] for t in angles], None
         q = turn(heads(a.q_proj(h), self.heads), *angles)
-        x = x + a.o_proj(attend(q, *memory[:, :, :, :end], mask))
-        h = self.post_attention_layernorm(x)
+        x = x + a.o_proj(attend(q, *memory[:, :, :, :end], mask).to(kind))
+        h = self.post_attention_layernorm(x).to(kind)
         return x + m.down_proj(F.silu(m.gate_proj(h)) * m.up_proj(h))
 
 # %% ../nbs/05a_fast.ipynb #186fb5f2
@@ -366,22 +367,24 @@ class NanoNet(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         "Photos as the decoder takes them, (photos, patches, width)"
         p = self.multi_modal_projector
-        return p.linear_2(F.gelu(p.linear_1(self.vision_tower(pixels))))
+        seen = self.vision_tower(pixels).to(p.linear_1.weight.dtype)
+        return p.linear_2(F.gelu(p.linear_1(seen))).float()
 
 # %% ../nbs/05a_fast.ipynb #a29a95b8
-def round_tower(
+def round_net(
     net: NanoNet, # changed in place
 ) -> NanoNet: # the same
-    "Have the tower multiply in bfloat16."
-    for part in net.vision_tower.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d)): part.bfloat16()
+    "Have the large products done in bfloat16, all but the head's."
+    for part in (net.vision_tower, net.multi_modal_projector, net.language_model):
+        for p in part.modules():
+            if isinstance(p, (nn.Linear, nn.Conv2d)): p.bfloat16()
     return net
 
 # %% ../nbs/05a_fast.ipynb #c018af24
 def load_net(
     folder: Path, # a nano's checkpoint
     parts: dict[str, dict], # from `read_parts`
-    bf16: bool, # whether the tower multiplies in bfloat16
+    bf16: bool, # whether to multiply in bfloat16
 ) -> NanoNet:
     "The network with its weights. Raises QPonderError where some are missing."
     with torch.device('meta'): net = NanoNet(parts['config'])
@@ -392,7 +395,7 @@ def load_net(
         raise QPonderError(f'{folder}: no student could be loaded, {sorted(missing)[0]} is missing; restore its files')
     net.load_state_dict(weights, strict=False, assign=True)
     net.float().requires_grad_(False)
-    return round_tower(net) if bf16 else net
+    return round_net(net) if bf16 else net
 
 # %% ../nbs/05a_fast.ipynb #fc77b12b
 @dataclass
@@ -420,7 +423,7 @@ def read_layout(
 # %% ../nbs/05a_fast.ipynb #2fc2a4fc
 def load_nano(
     name: str | Path, # a name that ships with qponder, or a checkpoint's folder
-    bf16: bool | None = None, # whether the tower multiplies in bfloat16; None: where that is fast
+    bf16: bool | None = None, # whether to multiply in bfloat16; None: where that is fast
 ) -> Nano:
     "Load a nano and check its image policy. Raises QPonderError for anything else."
     keep_memory()
