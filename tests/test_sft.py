@@ -1,7 +1,11 @@
 "Cold start: what the loss falls on, and stopping and going on."
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
+from trl import SFTTrainer
 
 from qponder import sft
 from qponder.distill import Record
@@ -30,6 +34,33 @@ def test_only_the_answer_is_learned(tmp_path, monkeypatch):
     cold_start(tiny, RECORDS[:1], tmp_path, SFTSettings(epochs=1, score_only_every=0))
     words = tiny.processor.tokenizer
     assert words.decode(seen[0][0][seen[0][0] != -100]).replace('<|im_end|>', '').strip() == RECORDS[0].raw
+
+
+def test_a_step_runs_the_model_once(tmp_path):
+    tiny, calls = tiny_student(), []
+    tiny.model.register_forward_hook(lambda *_: calls.append(1))
+    cold_start(tiny, RECORDS, tmp_path, HOW)
+    assert len(calls) == 6
+
+
+@pytest.mark.filterwarnings('ignore:`compute_loss_func` is deprecated')
+def test_the_first_loss_is_that_of_trls_own_argument(tmp_path):
+    cold_start(tiny_student(), RECORDS, tmp_path/'ours', HOW)
+    tiny = tiny_student()
+    loss = partial(sft.trace_loss, **sft.loss_terms(tiny.processor.tokenizer, RECORDS, HOW))
+    stock = SFTTrainer(tiny.model, args=sft.sft_config(tmp_path, HOW), train_dataset=sft.sft_rows(RECORDS, 0),
+                       processing_class=tiny.processor, compute_loss_func=loss)
+    stock.train()
+    theirs = [r['loss'] for r in stock.state.log_history if 'loss' in r]
+    assert [r['loss'] for r in read_log(tmp_path/'ours'/'log.jsonl') if 'loss' in r] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_accumulated_batches_weigh_as_one(tmp_path):
+    one, two = tiny_student(), tiny_student()
+    cold_start(one, RECORDS, tmp_path/'one', HOW)
+    cold_start(two, RECORDS, tmp_path/'two', replace(HOW, batch_size=1, accumulate=2))
+    losses = [[r['loss'] for r in read_log(tmp_path/n/'log.jsonl') if 'loss' in r] for n in ('one', 'two')]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_bare_scores_are_taught_as_well(tmp_path):
