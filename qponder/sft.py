@@ -314,7 +314,10 @@ def loss_terms(
 # %% ../nbs/08_sft.ipynb #d41ae79a
 class TraceTrainer(SFTTrainer):
     "TRL's trainer, with the one override that it asks for where a loss needs the logits."
-    def __init__(self, *args, trace_loss: Callable, **kwargs):
+    def __init__(self, *args,
+        trace_loss: Callable, # (outputs, labels, num_items_in_batch) -> loss
+        **kwargs, # of `SFTTrainer`
+    ):
         super().__init__(*args, **kwargs)
         self.trace_loss = trace_loss
 
