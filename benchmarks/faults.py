@@ -69,13 +69,14 @@ def main():
     args = ask.parse_args()
     photos, rater = find_photos(args.photos) if args.photos else pristine(), Rater(args.model)
     rows = [row for path in photos for row in rate_spoiled(rater, path, args.side)]
+    found = shares(rows)
     print(f'{args.model}, {len(photos)} photos, {len(rows)} ratings, '
           f"{sum(r['status'] != 'ok' for r in rows)} without a score\n\n{table(rows)}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
         write_json(args.out / 'manifest.json', dict(model=args.model, side=args.side, versions=versions(),
-            table=shares(rows), photos={p.name: sha(p) for p in photos}, ordered=float(np.mean(ordered(rows))),
+            table=found, photos={p.name: sha(p) for p in photos}, ordered=float(np.mean(ordered(rows))),
             named=float(np.mean([r['named'] for r in rows]))))
 
 

@@ -6,13 +6,14 @@
 __all__ = ['SIDE', 'DEGRADATIONS', 'pixels', 'picture', 'unit', 'Degradation', 'degradation', 'degrade', 'ladder',
            'gaussian_blur', 'defocus_blur', 'motion_blur', 'downsample', 'jpeg2000', 'pixelate', 'jpeg', 'banding',
            'quantise', 'white_noise', 'speckle_noise', 'impulse_noise', 'darken', 'brighten', 'low_contrast',
-           'high_contrast', 'desaturate', 'saturate', 'colour_shift', 'severity_degree', 'spoil', 'Pair',
-           'ordered_pairs', 'Counterfactual', 'counterfactual']
+           'high_contrast', 'desaturate', 'saturate', 'colour_shift', 'severity_degree', 'random_damage', 'spoil',
+           'Pair', 'ordered_pairs', 'Counterfactual', 'counterfactual']
 
 # %% ../nbs/03_degrade.ipynb #cf9b52d0
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from random import Random
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -370,6 +371,13 @@ def severity_degree(
 ) -> int: # degree of the fault: 0 none, 1 slight, 2 clear, 3 severe
     "How strongly the reasoning should speak of a fault of this severity (our choice)"
     return (0, 1, 1, 2, 3, 3)[severity]
+
+# %% ../nbs/03_degrade.ipynb #c0e9c312
+def random_damage(
+    rng: Random, # chooses
+) -> str: # a degradation and its severity, such as 'jpeg 3'
+    "One way to spoil a photo, and how badly"
+    return f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}'
 
 # %% ../nbs/03_degrade.ipynb #57ae1e23
 def spoil(

@@ -27,7 +27,7 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-from .degrade import DEGRADATIONS, severity_degree, spoil
+from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
 from .measure import Calibration, default_calibration, degrees, measure
 from .photo import ImageError, open_image, photo_view
 from .scale import HIGH, LOW, QPonderError, level
@@ -478,7 +478,7 @@ def damages(
 ) -> list[str]: # such as ['jpeg 3']
     "Damages to be done to copies of a photo"
     rng = Random(f'{image_sha(photo)} {seed}')
-    return [f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}' for _ in range(int(spoiled + rng.random()))]
+    return [random_damage(rng) for _ in range(int(spoiled + rng.random()))]
 
 # %% ../nbs/05_distill.ipynb #4b75ce12
 def versions(

@@ -375,9 +375,8 @@ def round_net(
     net: NanoNet, # changed in place
 ) -> NanoNet: # the same
     "Have the large products done in bfloat16, all but the head's."
-    for part in (net.vision_tower, net.multi_modal_projector, net.language_model):
-        for p in part.modules():
-            if isinstance(p, (nn.Linear, nn.Conv2d)): p.bfloat16()
+    for part in net.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)) and part is not net.lm_head: part.bfloat16()
     return net
 
 # %% ../nbs/05a_fast.ipynb #c018af24

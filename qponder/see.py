@@ -11,8 +11,7 @@ where: the student's projector is given what the judge looked for, and the cold 
 
 # %% auto #0
 __all__ = ['pooled', 'judge_loss', 'Judge', 'open_judged', 'judged_rows', 'look', 'appoint', 'SeeSettings', 'WatchJudge',
-           'two_rates', 'see_config', 'open_tower', 'wider', 'a_damage', 'spoiled_rows', 'accuse', 'opinion',
-           'hand_over', 'see']
+           'two_rates', 'see_config', 'open_tower', 'wider', 'spoiled_rows', 'accuse', 'opinion', 'hand_over', 'see']
 
 # %% ../nbs/08b_see.ipynb #6018366c
 from collections.abc import Sequence
@@ -31,11 +30,10 @@ from sklearn.linear_model import Ridge
 from torch import nn
 from transformers import Dinov2Model, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .degrade import DEGRADATIONS, spoil
+from .degrade import DEGRADATIONS, random_damage
 from .model import ImagePolicy, Student, fast_bf16, image_processor
-from .photo import open_image, photo_view
 from .scale import QPonderError, check_range, percentile
-from .sft import JsonlLog, newest_checkpoint
+from .sft import JsonlLog, newest_checkpoint, open_rows
 from .trace import FAULTS
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
@@ -88,8 +86,7 @@ def open_judged(
     "Open the photos of a batch of rows."
     n = len(batch['path'])
     views = torch.randint(1, 2**31, (n,)).tolist() if vary else [0] * n
-    shown = zip(batch['path'], views, batch.get('damage', [''] * n))
-    photos = [spoil(photo_view(open_image(p), v), d) for p, v, d in shown]
+    photos = [photo for photo, in open_rows(batch | {'view': views})['images']]
     pixels = processor(photos, return_tensors='pt')['pixel_values']
     return dict(pixel_values=list(pixels), labels=batch['labels'])
 
@@ -226,14 +223,6 @@ def wider(
     if size: student.processor.image_processor = image_processor(policy)
     return student
 
-# %% ../nbs/08b_see.ipynb #e6f101d4
-def a_damage(
-    seed: str, # chooses
-) -> str: # such as 'jpeg 3'
-    "One way to spoil a photo, and how badly."
-    rng = Random(seed)
-    return f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}'
-
 # %% ../nbs/08b_see.ipynb #34e3a219
 def spoiled_rows(
     rows: Dataset, # with path
@@ -243,7 +232,7 @@ def spoiled_rows(
 ) -> Dataset: # labels, which are indices in `FAULTS`, and pixel_values, made when a row is read
     "Photos with a fault that is known."
     picked = np.random.default_rng(seed).integers(len(rows), size=n)
-    damage = [a_damage(f'{seed} {i}') for i in range(n)]
+    damage = [random_damage(Random(f'{seed} {i}')) for i in range(n)]
     fault = [list(FAULTS).index(DEGRADATIONS[d.split()[0]].fault) for d in damage]
     how = partial(open_judged, processor=student.processor.image_processor)
     found = dict(path=[rows['path'][int(i)] for i in picked], damage=damage, labels=fault)
