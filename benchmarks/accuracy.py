@@ -6,7 +6,8 @@
 photos (CSV column `near_duplicate_in_train`). *LIVE-C*: the 300 photos that ship with qponder. Every model answers
 twice, with reasons and with the bare score. An answer that cannot be read counts as the worst that could be said.
 Intervals are 95 %, by bootstrap. The first two models are compared, photo by photo. `--out FOLDER` keeps predictions
-as they come, so that a stopped benchmark goes on, and a manifest with every figure.
+as they come, so that a stopped benchmark goes on, a manifest with every figure, and clean.csv, the first model's scores
+without the photos.
 """
 import argparse
 import warnings
@@ -69,7 +70,9 @@ def figures(a: Answers) -> dict[str, object]:
     row = dict(model=a.model, photos=a.photos, mode=a.mode, n=len(a.said), failed=sum(not p.ok for p in a.said))
     for which in ('expected', 'greedy'): row[f'SRCC {which}'] = bootstrap(srcc, a.scores(which), a.truth)
     row['PLCC expected'] = bootstrap(plcc, a.scores('expected'), a.truth)
-    return row | ({'agreement': bootstrap(average, a.part('agreement'), a.truth)} if a.mode == 'reason' else {})
+    if a.mode == 'score': return row
+    different = len({p.text.partition('<answer>')[0] for p in a.said})
+    return row | {'agreement': bootstrap(average, a.part('agreement'), a.truth), 'different reasonings': different}
 
 
 def gain(one: Answers, other: Answers) -> dict[str, object]:
@@ -81,6 +84,13 @@ def gain(one: Answers, other: Answers) -> dict[str, object]:
     for part in ('agreement', 'consistency'):
         row[part] = paired_bootstrap(average, one.part(part), other.part(part), one.truth)
     return row
+
+
+def scores_alone(reason: Answers, bare: Answers) -> pd.DataFrame:
+    "People's scores and a model's, without the photos, which are not ours to show."
+    said = dict(people=reason.truth, expected=reason.scores('expected'), greedy=reason.scores('greedy'),
+                bare=bare.scores('expected'))
+    return pd.DataFrame(said).round(3).sort_values([*said])
 
 
 def table(rows: list[dict]) -> str:
@@ -107,6 +117,8 @@ def main():
     rows = [figures(a) for one in found for a in one]
     gains = [gain(a, b) for a, b in zip(*found[:2])] if len(found) > 1 else []
     print(table(rows) + ('\n\n' + table(gains) if gains else ''))
+    first = {(a.photos, a.mode): a for a in found[0]}
+    scores_alone(first['clean', 'reason'], first['clean', 'score']).to_csv(args.out / 'clean.csv', index=False)
     write_json(args.out / 'manifest.json', dict(figures=[*map(plain, rows)], gains=[*map(plain, gains)],
         versions=versions(), models={m: sha(checkpoint(m)) for m in args.models}, data=sha(Path(args.data))))
 

@@ -71,7 +71,7 @@ def main():
     rows = [row for path in photos for row in rate_spoiled(rater, path, args.side)]
     found = shares(rows)
     print(f'{args.model}, {len(photos)} photos, {len(rows)} ratings, '
-          f"{sum(r['status'] != 'ok' for r in rows)} without a score\n\n{table(rows)}")
+          f"{sum(r['status'] != 'ok' for r in rows)} without a score\n\n{table(found)}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
