@@ -35,6 +35,7 @@ sync: dev
 
 readme: dev
 	$(bin)/python -m dev.readme --check
+	$(bin)/python -m dev.cards --check
 
 docs: dev
 	$(bin)/python -m dev.docs
@@ -51,6 +52,7 @@ write: dev
 	$(bin)/nbdev-clean
 	$(bin)/nbdev-export
 	$(bin)/python -m dev.readme
+	$(bin)/python -m dev.cards
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

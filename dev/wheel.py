@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = 'qponder/assets/kodak'
+LIMIT = 100e6  # bytes that PyPI takes
 
 
 def run(
@@ -44,7 +45,9 @@ def check() -> None:
         tmp, away = Path(tmp), Path(tmp)/'away'
         away.mkdir()
         run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp, ROOT, cwd=ROOT)
-        bin = install(next(tmp.glob('*.whl')), tmp/'env')
+        wheel = next(tmp.glob('*.whl'))
+        assert wheel.stat().st_size < LIMIT, f'{wheel.stat().st_size / 1e6:.1f} MB are too many for PyPI'
+        bin = install(wheel, tmp/'env')
         where = run(bin/'python', '-c', 'import qponder; print(qponder.__file__)', cwd=away).strip()
         assert Path(where).is_relative_to(tmp.resolve()), f'qponder comes from {where}, not from the wheel'
         run(bin/'qponder', 'init', cwd=away)
