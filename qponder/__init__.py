@@ -14,4 +14,4 @@ Modules:
 - `qponder.see`: Before it explains anything, a small student's tower learns what people mind
 - `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -128,7 +128,7 @@ class Rater:
         return 4 * max(self.nano.pixels['size'].values()) if self.nano else None
 
     @property
-    def policy(self) -> str: # such as '224x224'
+    def policy(self) -> str: # such as '252x252'
         "How photos enter"
         size = (policy_of(self.nano.pixels) if self.nano else self.student.policy).get('size', {})
         return f'{size["width"]}x{size["height"]}' if 'width' in size else json.dumps(size)

@@ -220,7 +220,7 @@ def test_rating_real_photos(here, capsys):
     assert main(['rate', photo, 'torn.jpg', '--model', model, '--json']) == 1
     good, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert good['path'] == photo and good['status'] == 'ok' and 1 <= good['score'] <= 5 and 1 <= good['expected'] <= 5
-    assert good['reasoning'] and good['level'] and good['scale'].startswith('1-5') and good['policy'] == '224x224'
+    assert good['reasoning'] and good['level'] and good['scale'].startswith('1-5') and good['policy'] == '252x252'
     assert (bad['path'], bad['score'], bad['status']) == ('torn.jpg', None, 'unreadable') and 'torn.jpg' in bad['error']
     assert main(['rate', photo, '--model', model]) == 0
     assert f'{good["score"]:.1f} of 5' in capsys.readouterr().out

@@ -1,12 +1,18 @@
 "Rating: one photo, many photos, bad photos, and answers that hold no score."
 import json
+from pathlib import Path
 
 import pytest
 
+from qponder.data import load_sample
+from qponder.evaluate import srcc
 from qponder.model import save_student, tiny_student
 from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
+
+
+FIGURES = Path(__file__).resolve().parents[1]/'nbs/tutorials/nano/accuracy.json'
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +29,16 @@ def test_a_rating_is_complete_and_repeatable(rater):
     first, again = (rater.rate(pristine()[0]) for _ in range(2))
     assert first == again and first.status == 'ok' and 1 <= first.score <= 5 and 1 <= first.expected <= 5
     row = json.loads(first.to_json())
-    assert row['scale'].startswith('1-5') and row['model'] == 'nano' and row['policy'] == '224x224'
+    assert row['scale'].startswith('1-5') and row['model'] == 'nano' and row['policy'] == '252x252'
+
+
+def test_nano_is_as_good_as_its_card_says(rater):
+    stored = json.loads(FIGURES.read_text(encoding='utf-8'))['figures']
+    said, = (r['SRCC expected']['value'] for r in stored if [r[k] for k in ('model', 'photos', 'mode')] ==
+             ['nano', 'LIVE-C', 'score'])
+    photos = load_sample().select_columns(['path', 'score'])
+    found = [r.expected for r in rate_many(rater, photos['path'], reasons=False)]
+    assert srcc(found, photos['score']) == pytest.approx(said, abs=.005)
 
 
 def test_memory_and_file_agree(rater):
