@@ -23,6 +23,7 @@ from qponder.evaluate import Interval, Prediction, bootstrap, paired_bootstrap, 
 from qponder.fast import checkpoint
 from qponder.rate import Rater
 from qponder.run import Run, read_settings, sha, versions, write_json
+from qponder.trace import parse
 
 
 @dataclass
@@ -71,7 +72,7 @@ def figures(a: Answers) -> dict[str, object]:
     for which in ('expected', 'greedy'): row[f'SRCC {which}'] = bootstrap(srcc, a.scores(which), a.truth)
     row['PLCC expected'] = bootstrap(plcc, a.scores('expected'), a.truth)
     if a.mode == 'score': return row
-    different = len({p.text.partition('<answer>')[0] for p in a.said})
+    different = len({parse(p.text, p.finished).reasoning for p in a.said})
     return row | {'agreement': bootstrap(average, a.part('agreement'), a.truth), 'different reasonings': different}
 
 
