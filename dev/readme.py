@@ -49,7 +49,15 @@ def readme(
     return '\n\n'.join([head, NOTE, *filter(None, [below.strip()]), *rest]) + '\n'
 
 
-if __name__ == '__main__':
-    if '--check' not in sys.argv: README.write_text(readme(), encoding='utf-8')
-    elif not README.exists() or README.read_text(encoding='utf-8') != readme():
-        sys.exit('README.md is not what nbs/index.ipynb gives: run `make write`')
+def settle(
+    path: Path,  # a generated file
+    text: str,  # what should stand in it
+    source: str,  # what it is made from
+) -> None:
+    "Write a generated file, or, with `--check`, exit unless it stands there already."
+    if '--check' not in sys.argv: path.write_text(text, encoding='utf-8')
+    elif not path.exists() or path.read_text(encoding='utf-8') != text:
+        sys.exit(f'{path.relative_to(ROOT)} is not what {source} gives: run `make write`')
+
+
+if __name__ == '__main__': settle(README, readme(), 'nbs/index.ipynb')
