@@ -11,7 +11,7 @@ import pytest
 
 from qponder import __version__, run
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
-from qponder.photo import ASSETS, pristine
+from qponder.photo import pristine
 from qponder.run import STAGES, Common, Parts, Stage
 from qponder.scale import QPonderError
 
@@ -214,7 +214,7 @@ def test_rate(rated, capsys):
 
 def test_rating_real_photos(here, capsys):
     "What ships can rate; a file that is no photo costs nothing but its own score."
-    model = 'nano' if (ASSETS/'nano').is_dir() else 'nano-base'
+    model = 'nano'
     Path('torn.jpg').write_bytes(pristine()[0].read_bytes()[:999])
     photo = str(pristine()[0])
     assert main(['rate', photo, 'torn.jpg', '--model', model, '--json']) == 1

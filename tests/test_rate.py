@@ -11,7 +11,6 @@ from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
 
-
 FIGURES = Path(__file__).resolve().parents[1]/'nbs/tutorials/nano/accuracy.json'
 
 
