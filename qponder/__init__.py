@@ -12,6 +12,7 @@ Modules:
 - `qponder.rate`: The thing people call: one photo, two photos or a folder, rated with reasons
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
 - `qponder.see`: Before it explains anything, a small student's tower learns what people mind
+- `qponder.served`: A large model behind an address writes the traces
 - `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -7,18 +7,21 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'Request', 'Teacher', 'kno
            'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'aspects', 'agreement', 'repeated', 'repeats',
            'judge', 'mend', 'load_records', 'fingerprint', 'teacher_seed', 'question', 'spoiled_score', 'damages',
-           'versions', 'ask', 'distill', 'keep_table']
+           'versions', 'ask', 'Unanswered', 'Answers', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from random import Random
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 import pandas as pd
@@ -232,8 +235,8 @@ class Record:
     teacher_score: float | None = None # on 1-5, as parsed
     gap: float | None = None # |teacher_score - score|
     target: float | None = None # the score that the student is to learn
-    verdict: str = '' # 'kept', 'unreadable', or the filter that dropped it
-    note: str = '' # what was wrong with an unreadable photo
+    verdict: str = '' # 'kept', 'unreadable', 'unanswered', or the filter that dropped it
+    note: str = '' # why a photo is unreadable, or its question unanswered
 
 # %% ../nbs/05_distill.ipynb #314dd721
 @patch(as_prop=True)
@@ -512,27 +515,89 @@ def ask(
                   raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt_hash=prompt_hash(EXPERT))
 
 # %% ../nbs/05_distill.ipynb #895435a6
+class Unanswered(Exception):
+    "Raised by a teacher that has no answer to this question, though it may have some to others"
+
+# %% ../nbs/05_distill.ipynb #85a0c665
+class Answers:
+    "What teachers have said so far, kept in a file to which several threads may add"
+    def __init__(self,
+        path: Path, # traces.jsonl; may be missing
+    ):
+        mend(path)
+        self.path, self.known = path, {r.id: r for r in load_records(path)} if path.exists() else {}
+        self.asking, self.lock, self.rejudged = {}, Lock(), False
+
+    def only(self, key: str) -> Lock: # to be held while a question is asked
+        "The lock of one question"
+        with self.lock: return self.asking.setdefault(key, Lock())
+
+    def get(self, key: str) -> Record | None: # None: to be asked, perhaps again
+        "The answer to a question"
+        record = self.known.get(key)
+        return record if record and record.verdict != 'unanswered' else None
+
+    def add(self, record: Record) -> None: # judged
+        "Keep a record, and write it down if it is new"
+        with self.lock:
+            old = self.known.get(record.id)
+            if old is None or 'unanswered' in {old.verdict, record.verdict}: _write(self.path, [record])
+            self.rejudged |= (old or record).verdict != record.verdict
+            self.known[record.id] = record
+
+# %% ../nbs/05_distill.ipynb #d7ae3e0b
 def _answer(
     row: Mapping[str, Any], # from `versions`
-    image: Image.Image, # what it shows
-    teacher: Teacher, # asked only if the store has no answer
+    image: Image.Image | ImageError, # what it shows, or why it cannot be opened
+    teacher: Teacher, # asked only if there is no answer yet
     settings: DistillSettings, # all of them
-    stored: Mapping[str, Record], # id -> record
+    answers: Answers, # a new one is added
 ) -> Record: # judged
-    "The record of a version of a photo, from the store if it is there"
-    about = {k: row.get(k) for k in ('path', 'score', 'std', 'view', 'damage')} | {'name': row.get('name') or ''}
-    key = question(image_sha(image), _told(row, settings), teacher, settings)
-    record = stored.get(key) or ask(row, image, teacher, settings)
-    return judge(replace(record, id=key, **about), settings)
-
-# %% ../nbs/05_distill.ipynb #ae371764
-def _refused(
-    row: Mapping[str, Any], # as in `distill`
-    error: ImageError, # why its photo cannot be opened
-) -> Record: # 'unreadable'
-    "The record of a photo that nobody was asked about"
+    "The record of a version of a photo"
     about = {k: row.get(k) for k in ('path', 'score', 'std')} | {'name': row.get('name') or ''}
-    return Record(fingerprint(row['path'], str(error)), **about, verdict='unreadable', note=str(error))
+    if isinstance(image, ImageError):
+        record = Record(fingerprint(row['path'], str(image)), **about, verdict='unreadable', note=str(image))
+        answers.add(record)
+        return record
+    about |= {k: row.get(k) for k in ('view', 'damage')}
+    key = question(image_sha(image), _told(row, settings), teacher, settings)
+    with answers.only(key):
+        try: record = judge(replace(answers.get(key) or ask(row, image, teacher, settings), id=key, **about), settings)
+        except Unanswered as e:
+            record = Record(key, **about, image_sha=image_sha(image), verdict='unanswered', note=str(e))
+        answers.add(record)
+    return record
+
+# %% ../nbs/05_distill.ipynb #e3a31fb1
+def _shown(
+    rows: Dataset | Iterable[Mapping[str, Any]], # as in `distill`
+    settings: DistillSettings, # `views` and `spoiled`
+    seed: int = 0, # of the damages
+) -> Iterator[tuple[Mapping[str, Any], Image.Image | ImageError]]: # arguments of `_answer`
+    "Each row, and what it shows"
+    for row in _rows(rows):
+        photo = _open(row)
+        if isinstance(photo, ImageError): yield row, photo
+        else: yield from versions(row, photo, settings, seed)
+
+# %% ../nbs/05_distill.ipynb #6a3e6e56
+def ahead(
+    work: Callable[..., Any], # what to do with each
+    tasks: Iterable[tuple], # its arguments; taken when there is room
+    at_once: int = 1, # how many at a time, each in a thread of its own
+) -> Iterator[Any]: # what `work` returned, in the order of the tasks
+    "Do things side by side; when one fails, those that are under way are finished and no other is begun"
+    if at_once == 1:
+        for task in tasks: yield work(*task)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = deque()
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, *task))
+                if len(waiting) > 2 * at_once: yield waiting.popleft().result()
+            while waiting: yield waiting.popleft().result()
+        finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_distill.ipynb #e521b334
 def distill(
@@ -542,19 +607,10 @@ def distill(
     settings: DistillSettings = DistillSettings(), # label, tone, filters
 ) -> list[Record]: # one per row and version, in the order of the rows; one for a photo that cannot be read
     "Ask a teacher about every photo that it has not answered yet; resumable, nothing is asked twice"
-    path, done, rejudged = Path(out)/'traces.jsonl', [], False
-    mend(path)
-    stored = {r.id: r for r in load_records(path)} if path.exists() else {}
-    for row in _rows(rows):
-        photo = _open(row)
-        shown = () if isinstance(photo, ImageError) else versions(row, photo, settings, teacher_seed(teacher))
-        answers = (_answer(*version, teacher, settings, stored) for version in shown)
-        for record in answers if shown else [_refused(row, photo)]:
-            if record.id not in stored: _write(path, [record])
-            rejudged |= stored.get(record.id, record).verdict != record.verdict
-            stored[record.id] = record
-            done.append(record)
-    if rejudged: _write(path, stored.values(), 'w')
+    answers = Answers(Path(out)/'traces.jsonl')
+    work = partial(_answer, teacher=teacher, settings=settings, answers=answers)
+    done = list(ahead(work, _shown(rows, settings, teacher_seed(teacher)), getattr(teacher, 'at_once', 1)))
+    if answers.rejudged: _write(answers.path, answers.known.values(), 'w')
     _write(Path(out)/'kept.jsonl', [r for r in done if r.verdict == 'kept'], 'w')
     return done
 
@@ -564,6 +620,7 @@ def keep_table(
 ) -> pd.DataFrame: # one row per filter in order: how many it dropped, how many were left, their share
     "What the filters did"
     verdicts = pd.Series([r.verdict for r in records], dtype=str)
-    dropped = pd.Series({name: int((verdicts == name).sum()) for name in ('unreadable', *FILTERS)}, name='dropped')
+    names = 'unreadable', 'unanswered', *FILTERS
+    dropped = pd.Series({name: int((verdicts == name).sum()) for name in names}, name='dropped')
     left = len(verdicts) - dropped.cumsum()
     return pd.DataFrame(dict(dropped=dropped, left=left, share=(left / max(len(verdicts), 1)).round(3)))

@@ -21,6 +21,7 @@ __all__ = ['Kernel', 'kernel', 'accuracy_reward', 'format_reward', 'level_agreem
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -180,13 +181,14 @@ def reward(
     faults: Mapping[str, int] | None = None, # measured or known: fault -> degree 1 to 3; None where nothing is known
     settings: RewardSettings = RewardSettings(), # kernel, weights, gate
     finished: bool = True, # False when a length limit cut the text off; a closed answer still counts
+    mode: str = 'reason', # the prompt it answers: 'reason', or 'score', where no reasoning is asked for or paid
 ) -> RewardParts: # all 0 for an unreadable answer
     "Read an answer and reward it: w_format·F + w_accuracy·A + w_consistency·C·min(1, A/gate), weights summing to 1"
     read = parse(text, finished)
     accuracy = accuracy_reward(read.score, target, settings.kernel, settings.width)
     if read.score is None: return RewardParts()
-    form = format_reward(text)
-    agreement, level, aspects = consistency(read.reasoning or '', read.score, faults, settings.aspect_share)
+    form, said = format_reward(text, mode), read.reasoning if mode == 'reason' else None
+    agreement, level, aspects = consistency(said or '', read.score, faults, settings.aspect_share)
     paid = gated(agreement, accuracy, settings.gate)
     total = sum(w * part for w, part in zip(settings.weights, (form, accuracy, paid)))
     return RewardParts(form, accuracy, paid, min(1.0, total), agreement, level, aspects)
@@ -225,17 +227,19 @@ def _details(
 def _trl_reward(
     name: str, # 'format', 'accuracy' or 'consistency'
     settings: RewardSettings, # as for `reward`
-) -> Callable[..., list[float]]: # a reward function as `GRPOTrainer` calls it
+) -> Callable[..., list[float | None]]: # a reward function as `GRPOTrainer` calls it; None: not asked for
     "One part of the reward as a function of a batch"
     def part(prompts: list, completions: list, score: list[float], faults: list[str | None] | None = None,
-             log_metric: Callable[[str, float], None] | None = None, **columns: Any) -> list[float]:
-        texts = [completion_text(c) for c in completions]
+             mode: list[str] | None = None, log_metric: Callable[[str, float], None] | None = None,
+             **columns: Any) -> list[float | None]:
+        texts, asked = [completion_text(c) for c in completions], mode or ['reason'] * len(completions)
         known = [read_faults(f) for f in faults or [None] * len(texts)]
-        parts = [reward(t, s, f, settings) for t, s, f in zip(texts, score, known, strict=True)]
+        parts = [reward(t, s, f, settings, mode=m) for t, s, f, m in zip(texts, score, known, asked, strict=True)]
         errors = [abs(found - s) for t, s in zip(texts, score) if (found := parse(t).score) is not None]
-        if log_metric:
-            for metric, value in _details(name, parts, errors).items(): log_metric(metric, value)
-        return [getattr(p, name) for p in parts]
+        paid = [name != 'consistency' or m == 'reason' for m in asked]
+        if log_metric and any(paid):
+            for metric, value in _details(name, [*compress(parts, paid)], errors).items(): log_metric(metric, value)
+        return [getattr(p, name) if due else None for p, due in zip(parts, paid)]
     part.__name__ = part.__qualname__ = name
     return part
 

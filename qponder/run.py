@@ -171,9 +171,10 @@ def stage_settings() -> dict[str, type]: # prefix -> dataclass
     from qponder.grpo import GRPOSettings
     from qponder.reward import RewardSettings
     from qponder.see import SeeSettings
+    from qponder.served import ServedSettings
     from qponder.sft import SFTSettings
-    return {'distill': DistillSettings, 'reward': RewardSettings, 'see': SeeSettings, 'sft': SFTSettings,
-            'grpo': GRPOSettings}
+    return {'served': ServedSettings, 'distill': DistillSettings, 'see': SeeSettings, 'sft': SFTSettings,
+            'reward': RewardSettings, 'grpo': GRPOSettings}
 
 # %% ../nbs/13_run.ipynb #bfaab39c
 def known_keys(
@@ -327,12 +328,13 @@ class Run:
 
     @property
     def teacher(self) -> Callable[[Any], str]: # a `qponder.distill.Teacher`
-        "The teacher that the settings name; `QPonderError` for one that this version does not have"
+        "The teacher that the settings name; `QPonderError` for a served one that is not named"
+        seed = self.settings.common.seed
         if self.settings.common.teacher == 'served':
-            raise QPonderError('teacher = served: asking a served model is not part of this version yet; '
-                               'use --set teacher=measured')
+            from qponder.served import ServedTeacher
+            return ServedTeacher(self.settings.stages['served'], seed)
         from qponder.distill import MeasuredTeacher
-        return MeasuredTeacher(seed=self.settings.common.seed)
+        return MeasuredTeacher(seed=seed)
 
 # %% ../nbs/13_run.ipynb #a0db1038
 @dataclass(frozen=True)
@@ -593,7 +595,7 @@ def evaluate_stage(
 
 # %% ../nbs/13_run.ipynb #b8d132fb
 STAGES = (
-    Stage('distill', distill_stage, ('teacher', 'distill_')),
+    Stage('distill', distill_stage, ('teacher', 'served_model', 'served_temperature', 'served_max_tokens', 'distill_')),
     Stage('cold-start', cold_start_stage, ('student', 'see_', 'sft_'), ('distill/kept.jsonl',)),
     Stage('grpo', grpo_stage, ('grpo_', 'reward_'), ('distill/kept.jsonl', 'cold-start/model')),
     Stage('evaluate', evaluate_stage, ('student', 'reward_'), ('cold-start/model', 'grpo/model')),

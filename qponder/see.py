@@ -145,14 +145,16 @@ class SeeSettings:
     judge_rate: float = 3e-4 # of the judge
     batch_size: int = 32 # photos a step
     warmup: float = .1 # share of the steps with rising learning rate; then a cosine
-    ridge: float = 1000. # alpha of the ridge regressions before and after
+    ridge: float = 1000. # alpha of the ridge regressions that the judge begins with, and tells faults apart with
+    ridge_after: float = 10_000. # alpha of the one that takes its place when the tower is trained
     spoiled: int = 2000 # photos to spoil, from which the judge learns to tell faults apart
     eval_every: int = 100 # steps between validations
     save_every: int = 50 # steps between checkpoints
 
     def __post_init__(self):
         check_range(self, epochs=(0, 1000), size=(0, 2048), spoiled=(1, 1e6), tower_rate=(0, 1), judge_rate=(0, 1),
-            batch_size=(2, 4096), warmup=(0, 1), ridge=(0, 1e9), eval_every=(1, 1e6), save_every=(1, 1e6))
+            batch_size=(2, 4096), warmup=(0, 1), ridge=(0, 1e9), ridge_after=(0, 1e9), eval_every=(1, 1e6),
+            save_every=(1, 1e6))
 
 # %% ../nbs/08b_see.ipynb #92b850ad
 class WatchJudge(TrainerCallback):
@@ -165,15 +167,19 @@ class WatchJudge(TrainerCallback):
     ): self.judge, self.rows, self.every, self.log = judge, rows, every, log
 
     @torch.no_grad()
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.rows is None or (state.global_step % self.every and state.global_step != state.max_steps): return
+    def write(self, step: int):
+        "Log one."
+        if self.rows is None: return
         seen, truth = look(self.judge, self.rows)
         judged = self.judge.linear(torch.tensor(seen))[:, 0]
         self.judge.train()
-        self.log.write(state.global_step, {'val_srcc': float(spearmanr(judged, truth)[0])})
+        self.log.write(step, {'val_srcc': float(spearmanr(judged, truth)[0])})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not state.global_step % self.every or state.global_step == state.max_steps: self.write(state.global_step)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.global_step: self.on_step_end(args, state, control)
+        if not state.global_step: self.write(0)
 
 # %% ../nbs/08b_see.ipynb #31360a40
 def two_rates(
@@ -304,6 +310,8 @@ def see(
             train_dataset=given(rows, vary=True), optimizers=(two_rates(judge, settings), None))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest)
+        appoint(judge, given(rows), settings.ridge_after)
+        watch.write(trainer.state.global_step)
         accuse(judge, spoiled_rows(rows, student, settings.spoiled, seed), settings.ridge)
         save_file(judge.state_dict(), done)
     judge.load_state_dict(load_file(done))

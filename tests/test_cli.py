@@ -82,7 +82,7 @@ def test_wrong_usage_is_code_2(args):
     (['sft', '--set', 'sft_epochs=-1'], ['sft_epochs = -1', 'command line']),
     (['run', '--set', 'sft_epochs'], ['KEY=VALUE']),
     (['run', '--low', 'deep'], ['low = deep', 'a number']),
-    (['run', '--preset', 'qwen2.5-vl-7b'], ['served', 'not part of this version']),
+    (['run', '--set', 'teacher=served'], ['model is not set', 'served_model']),
     (['sft', '--name', 'new'], ['cold-start needs distill/kept.jsonl', 'not finished']),
     (['report', '--name', 'none'], ['none', 'there is no run here']),
 ])

@@ -174,10 +174,10 @@ def test_every_key_has_a_comment():
     assert not bare
 
 
-def test_the_served_teacher_is_announced():
-    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini')
+def test_a_served_teacher_needs_a_name_before_any_photo_is_opened():
+    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['served_model='])
     run = Run(Path('x'), settings, load=lambda common: pytest.fail('opened'))
-    refused(['teacher = served', 'not part of this version'], run_stages, run)
+    refused(['model is not set', 'served_model'], run_stages, run)
 
 
 def test_no_nbdev_key_hides_here():
