@@ -146,7 +146,7 @@ class SeeSettings:
     batch_size: int = 32 # photos a step
     warmup: float = .1 # share of the steps with rising learning rate; then a cosine
     ridge: float = 1000. # alpha of the ridge regressions that the judge begins with, and tells faults apart with
-    ridge_after: float = 10_000. # alpha of the one that takes its place when the tower is trained
+    ridge_after: float = 0. # alpha of the one that takes its place after the training; 0: it stays
     spoiled: int = 2000 # photos to spoil, from which the judge learns to tell faults apart
     eval_every: int = 100 # steps between validations
     save_every: int = 50 # steps between checkpoints
@@ -310,8 +310,9 @@ def see(
             train_dataset=given(rows, vary=True), optimizers=(two_rates(judge, settings), None))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest)
-        appoint(judge, given(rows), settings.ridge_after)
-        watch.write(trainer.state.global_step)
+        if settings.ridge_after:
+            appoint(judge, given(rows), settings.ridge_after)
+            watch.write(trainer.state.global_step)
         accuse(judge, spoiled_rows(rows, student, settings.spoiled, seed), settings.ridge)
         save_file(judge.state_dict(), done)
     judge.load_state_dict(load_file(done))

@@ -76,16 +76,15 @@ def soft_target(
 
 # %% ../nbs/08_sft.ipynb #be355e3d
 def score_terms(
-    logits: torch.Tensor, # (n, vocabulary), at the places of n score tokens
-    tokens: torch.Tensor, # (k,) the score tokens
+    logits: torch.Tensor, # (n, k), at the places of n score tokens, over the k score tokens
     scores: torch.Tensor, # (n,) the true scores
-    grid: torch.Tensor, # (k,) the score that each token stands for
+    grid: torch.Tensor, # (k,) the scores that have a token
     sigma: float = .3, # width of the soft labels
 ) -> torch.Tensor: # (n,), not negative
-    "Half the soft-label cross-entropy over the whole vocabulary, plus the squared error of the expected score."
-    logp = logits.float().log_softmax(-1)[:, tokens]
+    "Half the soft-label cross-entropy plus the squared error of the expected score."
+    logp = logits.float().log_softmax(-1)
     soft = -(soft_target(scores, grid, sigma) * logp).sum(-1)
-    return soft / 2 + (logp.softmax(-1) @ grid - scores) ** 2
+    return soft / 2 + (logp.exp() @ grid - scores) ** 2
 
 # %% ../nbs/08_sft.ipynb #1a4df94e
 def rank_terms(
@@ -158,7 +157,7 @@ def trace_loss(
         at, values = places(labels, words)
         if words is ids: scores[rows[at]] = values
         tokens, grid = (torch.tensor(list(v), device=logits.device) for v in (words.values(), words))
-        terms = score_terms(logits[at], tokens, scores[rows[at]], grid, sigma)
+        terms = score_terms(logits[at][:, tokens], scores[rows[at]], grid, sigma)
         if words is ids and rank_weight:
             terms = terms + rank_weight * rank_terms(logits[at][:, tokens], scores[rows[at]], grid, torch.tensor(ranks))
         total = total + weight * terms.sum()
