@@ -619,8 +619,7 @@ def keep_table(
     records: Iterable[Record], # judged
 ) -> pd.DataFrame: # one row per filter in order: how many it dropped, how many were left, their share
     "What the filters did"
-    verdicts = pd.Series([r.verdict for r in records], dtype=str)
-    names = 'unreadable', 'unanswered', *FILTERS
-    dropped = pd.Series({name: int((verdicts == name).sum()) for name in names}, name='dropped')
-    left = len(verdicts) - dropped.cumsum()
-    return pd.DataFrame(dict(dropped=dropped, left=left, share=(left / max(len(verdicts), 1)).round(3)))
+    counts = pd.Series([r.verdict for r in records], dtype=str).value_counts()
+    dropped = counts.reindex(['unreadable', 'unanswered', *FILTERS], fill_value=0).rename('dropped')
+    left = counts.sum() - dropped.cumsum()
+    return pd.DataFrame(dict(dropped=dropped, left=left, share=(left / max(counts.sum(), 1)).round(3)))

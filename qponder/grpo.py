@@ -85,9 +85,8 @@ def grpo_rows(
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
-    rows = [grpo_row(r) for r in records]
-    if every: rows += [grpo_row(r, 'score') for r in records[::every]]
-    return Dataset.from_list(rows).with_transform(open_rows)
+    bare = (grpo_row(r, 'score') for r in records[::every]) if every else ()
+    return Dataset.from_list([*map(grpo_row, records), *bare]).with_transform(open_rows)
 
 # %% ../nbs/09_grpo.ipynb #d3c31940
 @dataclass(frozen=True)

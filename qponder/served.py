@@ -11,7 +11,7 @@ The key is read from the environment and is written nowhere."""
 # %% auto #0
 __all__ = ['data_url', 'chat', 'ServedSettings', 'sdk', 'ServedTeacher']
 
-# %% ../nbs/05b_served.ipynb #222c8966
+# %% ../nbs/05b_served.ipynb #b40a9a06
 import json
 import os
 import time
@@ -30,7 +30,7 @@ from .distill import Request, Unanswered
 from .scale import QPonderError, check_range
 from .trace import EXPERT, fill
 
-# %% ../nbs/05b_served.ipynb #c804bb08
+# %% ../nbs/05b_served.ipynb #c2332e79
 def data_url(
     image: Image.Image, # RGB
 ) -> str: # data:image/png;base64,…
@@ -38,7 +38,7 @@ def data_url(
     image.save(f := BytesIO(), 'PNG')
     return 'data:image/png;base64,' + b64encode(f.getvalue()).decode()
 
-# %% ../nbs/05b_served.ipynb #35fb5ca8
+# %% ../nbs/05b_served.ipynb #e5958328
 def chat(
     request: Request, # a photo with its human score
 ) -> list[dict]: # as `/v1/chat/completions` takes them
@@ -47,7 +47,7 @@ def chat(
     photo = {'type': 'image_url', 'image_url': {'url': data_url(request.image)}}
     return [{'role': 'user', 'content': [photo, {'type': 'text', 'text': fill(EXPERT, request.score).text}]}]
 
-# %% ../nbs/05b_served.ipynb #5d5ae7b9
+# %% ../nbs/05b_served.ipynb #1056a8d5
 @dataclass(frozen=True)
 class ServedSettings:
     "Where the teacher is and how it is asked (keys `served_…` of settings.ini)"
@@ -70,7 +70,7 @@ class ServedSettings:
         if self.spend and not self.price_in + self.price_out:
             raise QPonderError('spend is a limit on what prices add up to: set price_in and price_out, too')
 
-# %% ../nbs/05b_served.ipynb #b504eec8
+# %% ../nbs/05b_served.ipynb #03e540b5
 def sdk() -> ModuleType: # `openai`
     "The client library; `QPonderError` where it is not installed"
     try: import openai
@@ -78,7 +78,7 @@ def sdk() -> ModuleType: # `openai`
         raise QPonderError('a served teacher is asked through the package openai: pip install "qponder[served]"') from e
     return openai
 
-# %% ../nbs/05b_served.ipynb #a99ec695
+# %% ../nbs/05b_served.ipynb #a2e05b6c
 class ServedTeacher:
     "A model behind an OpenAI-compatible address; raises QPonderError where no photo would fare better"
     patience = 20 # questions in a row that may stay unanswered
@@ -92,17 +92,6 @@ class ServedTeacher:
         self.asked = self.answered = self.unanswered_in_a_row = self.tokens_in = self.tokens_out = 0
         self.lock, self.turn = Lock(), 0.
 
-    @property
-    def name(self) -> str: # another name, another question
-        "Model and sampling"
-        return f'{self.settings.model} temperature={self.settings.temperature:g} max_tokens={self.settings.max_tokens}'
-
-    @property
-    def spent(self) -> float: # in the currency of the prices
-        "What the answers so far have cost"
-        s = self.settings
-        return (self.tokens_in * s.price_in + self.tokens_out * s.price_out) / 1e6
-
     @cached_property
     def client(self) -> Any: # an `openai.OpenAI`
         "The connection"
@@ -110,7 +99,20 @@ class ServedTeacher:
         key = os.environ.get(s.key_env) or 'none'
         return sdk().OpenAI(base_url=s.url, api_key=key, timeout=s.timeout, max_retries=s.retries)
 
-# %% ../nbs/05b_served.ipynb #f116fa63
+# %% ../nbs/05b_served.ipynb #853da203
+@patch(as_prop=True)
+def name(self: ServedTeacher) -> str: # another name, another question
+    "Model and sampling"
+    return f'{self.settings.model} temperature={self.settings.temperature:g} max_tokens={self.settings.max_tokens}'
+
+# %% ../nbs/05b_served.ipynb #f214601e
+@patch(as_prop=True)
+def spent(self: ServedTeacher) -> float: # in the currency of the prices
+    "What the answers so far have cost"
+    s = self.settings
+    return (self.tokens_in * s.price_in + self.tokens_out * s.price_out) / 1e6
+
+# %% ../nbs/05b_served.ipynb #7589bef5
 @patch
 def wait(self: ServedTeacher) -> None:
     "Wait for one's turn; `QPonderError` when the limit is reached"
@@ -124,7 +126,7 @@ def wait(self: ServedTeacher) -> None:
         self.turn = begin + (60 / s.per_minute if s.per_minute else 0)
     time.sleep(begin - now)
 
-# %% ../nbs/05b_served.ipynb #55f9b72f
+# %% ../nbs/05b_served.ipynb #cc97337d
 @patch
 def reply(self: ServedTeacher,
     request: Request, # a photo with its human score
@@ -145,7 +147,7 @@ def reply(self: ServedTeacher,
             why = 'no text in the answer'
     raise Unanswered(f'{s.url}: {why}, {s.retries + 1} times')
 
-# %% ../nbs/05b_served.ipynb #85de2e7c
+# %% ../nbs/05b_served.ipynb #565a8699
 @patch
 def complain(self: ServedTeacher,
     error: Exception, # an `openai.APIError`
@@ -161,7 +163,7 @@ def complain(self: ServedTeacher,
         return QPonderError(f'{s.url} cannot be reached ({said}): start the server, or correct served_url')
     return Unanswered(f'{s.url}: {status or type(error).__name__}: {said}')
 
-# %% ../nbs/05b_served.ipynb #ff0cf88a
+# %% ../nbs/05b_served.ipynb #257e1392
 @patch
 def __call__(self: ServedTeacher,
     request: Request, # a photo with its human score

@@ -159,7 +159,7 @@ def test_every_key_of_the_stages_stands_in_the_file():
 @pytest.mark.parametrize('preset', ['nano', 'nano-biq2021', 'qwen2.5-vl-7b'])
 def test_presets_are_valid(preset):
     settings = read_settings(preset, ROOT/'settings.ini')
-    assert set(settings.stages) == {'distill', 'reward', 'see', 'sft', 'grpo'}
+    assert set(settings.stages) == {'served', 'distill', 'reward', 'see', 'sft', 'grpo'}
 
 
 def test_defaults_in_the_file_are_those_of_the_code():
@@ -437,10 +437,13 @@ def test_stage_names_and_order():
 
 
 def test_every_setting_belongs_to_a_stage():
-    "A key that no manifest holds could change a result unnoticed; those about photos are in the hash of the data."
+    """A key that no manifest holds could change a result unnoticed. Those about photos are in the hash of the data, and
+    how patiently a teacher is asked does not change what it says."""
     photos = {'data', 'image_col', 'score_col', 'low', 'high', 'lower_is_better', 'std_col', 'split_col',
               'skip_bad', 'side', 'test_share', 'val_share'}
-    uses = [u for s in STAGES for u in s.uses] + ['seed', *photos]
+    asking = {f'served_{k}' for k in ('url', 'key_env', 'at_once', 'per_minute', 'timeout', 'retries', 'price_in',
+                                      'price_out', 'spend')}
+    uses = [u for s in STAGES for u in s.uses] + ['seed', *photos, *asking]
     own = [f'{p}_{k}' for p, cls in stage_settings().items() for k in cls.__dataclass_fields__]
     keys = [*Common.__dataclass_fields__, *own]
     assert not [k for k in keys if not any(k == u or u.endswith('_') and k.startswith(u) for u in uses)]

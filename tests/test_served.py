@@ -1,0 +1,137 @@
+"A served teacher before a real server, `transformers serve` with nano, and a proxy that spoils every second question."
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from qponder.distill import distill, keep_table
+from qponder.photo import ASSETS, pristine
+from qponder.scale import QPonderError
+from qponder.served import ServedSettings, ServedTeacher
+
+pytest.importorskip('uvicorn', reason='transformers serve needs transformers[serving]')
+MODEL, MOODS = str(ASSETS/'nano'), (429, 'ok', 500, 'ok', 'cut', 'ok', 'half', 'ok', 'slow', 'ok')
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    "The address of `transformers serve`, once it answers."
+    port, log = free_port(), tmp_path_factory.mktemp('serve')/'log.txt'
+    program = Path(sys.executable).with_name('transformers')
+    command = [program, 'serve', MODEL, '--host', '127.0.0.1', '--port', str(port)]
+    with log.open('w') as out:
+        run = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {'HF_HUB_OFFLINE': '1'})
+    url, end = f'http://127.0.0.1:{port}', time.monotonic() + 180
+    while True:
+        try: urlopen(f'{url}/health', timeout=5); break
+        except URLError:
+            if run.poll() is not None or time.monotonic() > end: pytest.fail(log.read_text())
+            time.sleep(.5)
+    yield url
+    run.terminate()
+    run.wait(20)
+
+
+class Proxy(BaseHTTPRequestHandler):
+    "Hands questions on, and spoils some; the class keeps count."
+    turn, lock, whole, spoilt, behind = 0, threading.Lock(), Counter(), Counter(), ''
+
+    def log_message(self, *args): pass
+
+    def reply(self, status: int, body: bytes, **headers: str):
+        self.send_response(status)
+        for k, v in {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **headers}.items():
+            self.send_header(k.replace('_', '-'), v)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers['Content-Length']))
+        with self.lock:
+            mood = MOODS[Proxy.turn % len(MOODS)]
+            Proxy.turn += 1
+            if mood != 'ok': self.spoilt[mood] += 1
+        if mood == 'cut': return self.connection.close()
+        if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', Retry_After='0')
+        if mood == 'slow': return time.sleep(9)
+        question = Request(self.behind + self.path, asked, {'Content-Type': 'application/json'})
+        body = urlopen(question, timeout=120).read()
+        if mood == 'half': return self.reply(200, body[:len(body)//2])
+        with self.lock: self.whole[json.loads(asked)['messages'][0]['content'][0]['image_url']['url']] += 1
+        self.reply(200, body)
+
+
+@pytest.fixture
+def proxy(server):
+    Proxy.turn, Proxy.behind = 0, server
+    Proxy.whole.clear()
+    Proxy.spoilt.clear()
+    httpd = ThreadingHTTPServer(('127.0.0.1', 0), Proxy)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{httpd.server_port}/v1'
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def teacher(url: str, **how) -> ServedTeacher:
+    usual = dict(url=url, model=MODEL, at_once=2, max_tokens=96, timeout=8, retries=8)
+    return ServedTeacher(ServedSettings(**usual | how))
+
+
+def test_nothing_is_lost_and_nothing_asked_twice(proxy, tmp_path):
+    rows = [dict(path=str(p), score=score) for p in pristine() for score in (2., 4.)]
+    served = teacher(proxy)
+    records = distill(rows, served, tmp_path)
+    assert [r.note for r in records] == [''] * 12 and all(r.raw for r in records)
+    assert set(Proxy.whole.values()) == {2} and len(Proxy.whole) == 6
+    assert served.answered == sum(Proxy.whole.values()) == 12
+    assert all(Proxy.spoilt[m] for m in MOODS if m != 'ok')
+    assert keep_table(records)['dropped'].sum() + sum(r.verdict == 'kept' for r in records) == 12
+    again = teacher(proxy)
+    assert distill(rows, again, tmp_path) == records and again.asked == 0
+
+
+def test_a_killed_run_goes_on(proxy, tmp_path):
+    rows = [dict(path=str(p), score=3.) for p in pristine()]
+
+    class Stopped(ServedTeacher):
+        def __call__(self, request):
+            if self.answered == 3: raise KeyboardInterrupt
+            return super().__call__(request)
+
+    with pytest.raises(KeyboardInterrupt): distill(rows, Stopped(teacher(proxy, at_once=1).settings), tmp_path)
+    rest = teacher(proxy)
+    assert len(distill(rows, rest, tmp_path)) == 6 and rest.answered == 3
+    assert set(Proxy.whole.values()) == {1}
+
+
+def test_a_dead_address_is_one_message(tmp_path):
+    url = f'http://127.0.0.1:{free_port()}/v1'
+    with pytest.raises(QPonderError, match='cannot be reached.*served_url'):
+        distill([dict(path=str(pristine()[0]), score=3.)], teacher(url, retries=0), tmp_path)
+    assert not (tmp_path/'kept.jsonl').exists()
+
+
+def test_the_key_is_used_and_written_nowhere(proxy, tmp_path, monkeypatch):
+    monkeypatch.setenv('SOME_KEY', 'sk-secret')
+    served = teacher(proxy, key_env='SOME_KEY')
+    distill([dict(path=str(pristine()[0]), score=3.)], served, tmp_path)
+    assert served.client.api_key == 'sk-secret'
+    assert not any('sk-secret' in p.read_text(encoding='utf-8') for p in tmp_path.rglob('*') if p.is_file())
+    assert 'sk-secret' not in f'{served.settings}{served.name}'
