@@ -11,7 +11,7 @@ The key is read from the environment and is written nowhere."""
 # %% auto #0
 __all__ = ['data_url', 'chat', 'ServedSettings', 'sdk', 'ServedTeacher']
 
-# %% ../nbs/05b_served.ipynb #7f7edf55
+# %% ../nbs/05b_served.ipynb #5fc820f3
 import json
 import os
 import time
@@ -30,7 +30,7 @@ from .distill import Request, Unanswered
 from .scale import QPonderError, check_range
 from .trace import EXPERT, fill
 
-# %% ../nbs/05b_served.ipynb #1f8490b5
+# %% ../nbs/05b_served.ipynb #b23b072d
 def data_url(
     image: Image.Image, # RGB
 ) -> str: # data:image/png;base64,…
@@ -38,7 +38,7 @@ def data_url(
     image.save(f := BytesIO(), 'PNG')
     return 'data:image/png;base64,' + b64encode(f.getvalue()).decode()
 
-# %% ../nbs/05b_served.ipynb #64082b2c
+# %% ../nbs/05b_served.ipynb #3553fe4a
 def chat(
     request: Request, # a photo with its human score
 ) -> list[dict]: # as `/v1/chat/completions` takes them
@@ -47,7 +47,7 @@ def chat(
     photo = {'type': 'image_url', 'image_url': {'url': data_url(request.image)}}
     return [{'role': 'user', 'content': [photo, {'type': 'text', 'text': fill(EXPERT, request.score).text}]}]
 
-# %% ../nbs/05b_served.ipynb #8779a0ee
+# %% ../nbs/05b_served.ipynb #5be95e8a
 @dataclass(frozen=True)
 class ServedSettings:
     "Where the teacher is and how it is asked (keys `served_…` of settings.ini)"
@@ -70,7 +70,7 @@ class ServedSettings:
         if self.spend and not self.price_in + self.price_out:
             raise QPonderError('spend is a limit on what prices add up to: set price_in and price_out, too')
 
-# %% ../nbs/05b_served.ipynb #70909432
+# %% ../nbs/05b_served.ipynb #57a28abd
 def sdk() -> ModuleType: # `openai`
     "The client library; `QPonderError` where it is not installed"
     try: import openai
@@ -78,7 +78,7 @@ def sdk() -> ModuleType: # `openai`
         raise QPonderError('a served teacher is asked through the package openai: pip install "qponder[served]"') from e
     return openai
 
-# %% ../nbs/05b_served.ipynb #c7c98159
+# %% ../nbs/05b_served.ipynb #fda72b63
 class ServedTeacher:
     "A model behind an OpenAI-compatible address; raises QPonderError where no photo would fare better"
     patience = 20 # questions in a row that may stay unanswered
@@ -99,20 +99,20 @@ class ServedTeacher:
         key = os.environ.get(s.key_env) or 'none'
         return sdk().OpenAI(base_url=s.url, api_key=key, timeout=s.timeout, max_retries=s.retries)
 
-# %% ../nbs/05b_served.ipynb #5b5363ff
+# %% ../nbs/05b_served.ipynb #3e52c5e0
 @patch(as_prop=True)
 def name(self: ServedTeacher) -> str: # another name, another question
     "Model and sampling"
     return f'{self.settings.model} temperature={self.settings.temperature:g} max_tokens={self.settings.max_tokens}'
 
-# %% ../nbs/05b_served.ipynb #2563b778
+# %% ../nbs/05b_served.ipynb #6d0432ec
 @patch(as_prop=True)
 def spent(self: ServedTeacher) -> float: # in the currency of the prices
     "What the answers so far have cost"
     s = self.settings
     return (self.tokens_in * s.price_in + self.tokens_out * s.price_out) / 1e6
 
-# %% ../nbs/05b_served.ipynb #278be7f3
+# %% ../nbs/05b_served.ipynb #e0f430fa
 @patch
 def wait(self: ServedTeacher) -> None:
     "Wait for one's turn; `QPonderError` when the limit is reached"
@@ -126,7 +126,7 @@ def wait(self: ServedTeacher) -> None:
         self.turn = begin + (60 / s.per_minute if s.per_minute else 0)
     time.sleep(begin - now)
 
-# %% ../nbs/05b_served.ipynb #1e8b2637
+# %% ../nbs/05b_served.ipynb #5ca0e47f
 @patch
 def reply(self: ServedTeacher,
     request: Request, # a photo with its human score
@@ -148,7 +148,7 @@ def reply(self: ServedTeacher,
             why = 'no text in the answer'
     raise Unanswered(f'{s.url}: {why}, {s.retries + 1} times')
 
-# %% ../nbs/05b_served.ipynb #2b168c6a
+# %% ../nbs/05b_served.ipynb #1e6f3728
 @patch
 def complain(self: ServedTeacher,
     error: Exception, # an `openai.APIError`
@@ -164,7 +164,7 @@ def complain(self: ServedTeacher,
         return QPonderError(f'{s.url} cannot be reached ({said}): start the server, or correct served_url')
     return Unanswered(f'{s.url}: {status or type(error).__name__}: {said}')
 
-# %% ../nbs/05b_served.ipynb #b36fde44
+# %% ../nbs/05b_served.ipynb #7ed506e7
 @patch
 def __call__(self: ServedTeacher,
     request: Request, # a photo with its human score
