@@ -557,6 +557,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.sft.Validate': ('sft.html#validate', 'qponder/sft.py'),
                              'qponder.sft.Validate.__init__': ('sft.html#validate.__init__', 'qponder/sft.py'),
                              'qponder.sft.Validate.on_step_end': ('sft.html#validate.on_step_end', 'qponder/sft.py'),
+                             'qponder.sft.asked': ('sft.html#asked', 'qponder/sft.py'),
+                             'qponder.sft.both_ways': ('sft.html#both_ways', 'qponder/sft.py'),
                              'qponder.sft.claim_phrases': ('sft.html#claim_phrases', 'qponder/sft.py'),
                              'qponder.sft.claimed': ('sft.html#claimed', 'qponder/sft.py'),
                              'qponder.sft.cold_start': ('sft.html#cold_start', 'qponder/sft.py'),

@@ -30,8 +30,8 @@ from .fast import fast_bf16
 from .model import Student, generate, remember, save_student, share_prompts
 from .reward import RewardSettings, reward, trl_rewards
 from .scale import QPonderError, check_range
-from .sft import JsonlLog, Validate, newest_checkpoint, open_rows, restore
-from .trace import messages, parse, student_prompt
+from .sft import JsonlLog, Validate, asked, both_ways, newest_checkpoint, restore
+from .trace import parse
 
 # %% ../nbs/09_grpo.ipynb #04eb7c04
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def grpo_row(
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
 ) -> dict: # one question
     "What is asked, and what the rewards need to know."
-    asked, known = messages(student_prompt(mode)), json.dumps(record.faults)
-    return dict(path=record.path, view=record.view, damage=record.damage, prompt=asked, mode=mode, score=record.target,
-                faults=known)
+    return asked(record, mode) | dict(mode=mode, score=record.target, faults=json.dumps(record.faults))
 
 # %% ../nbs/09_grpo.ipynb #b9931a47
 def grpo_rows(
@@ -85,8 +83,7 @@ def grpo_rows(
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
-    bare = (grpo_row(r, 'score') for r in records[::every]) if every else ()
-    return Dataset.from_list([*map(grpo_row, records), *bare]).with_transform(open_rows)
+    return both_ways(grpo_row, records, every)
 
 # %% ../nbs/09_grpo.ipynb #d3c31940
 @dataclass(frozen=True)

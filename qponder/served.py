@@ -132,10 +132,10 @@ def reply(self: ServedTeacher,
     request: Request, # a photo with its human score
 ) -> str: # the answer as it came; `Unanswered` when there is none after all
     "Ask, and ask again when what comes back is no answer"
-    s = self.settings
+    s, asked = self.settings, chat(request)
     for _ in range(s.retries + 1):
         self.wait()
-        try: answer = self.client.chat.completions.create(model=s.model, messages=chat(request), seed=self.seed,
+        try: answer = self.client.chat.completions.create(model=s.model, messages=asked, seed=self.seed,
                                                           temperature=s.temperature, max_tokens=s.max_tokens)
         except (json.JSONDecodeError, UnicodeDecodeError) as e: why = f'not JSON: {e}'
         else:
