@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qponder.reward.aspect_agreement': ('reward.html#aspect_agreement', 'qponder/reward.py'),
                                 'qponder.reward.completion_text': ('reward.html#completion_text', 'qponder/reward.py'),
                                 'qponder.reward.consistency': ('reward.html#consistency', 'qponder/reward.py'),
+                                'qponder.reward.damage_reward': ('reward.html#damage_reward', 'qponder/reward.py'),
                                 'qponder.reward.format_reward': ('reward.html#format_reward', 'qponder/reward.py'),
                                 'qponder.reward.gated': ('reward.html#gated', 'qponder/reward.py'),
                                 'qponder.reward.kernel': ('reward.html#kernel', 'qponder/reward.py'),

@@ -14,8 +14,8 @@ Everything on this page is a pure function of texts and numbers: the same answer
 
 # %% auto #0
 __all__ = ['Kernel', 'kernel', 'accuracy_reward', 'format_reward', 'level_agreement', 'statements', 'overlap', 'aspect_agreement',
-           'consistency', 'gated', 'RewardSettings', 'RewardParts', 'reward', 'completion_text', 'read_faults',
-           'trl_rewards']
+           'consistency', 'gated', 'damage_reward', 'RewardSettings', 'RewardParts', 'reward', 'completion_text',
+           'read_faults', 'trl_rewards']
 
 # %% ../nbs/07_reward.ipynb #38bb4746
 import json
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .degrade import DEGRADATIONS, severity_degree
 from .scale import HIGH, LOW, QPonderError, level_bounds
 from .trace import ASPECTS, FAULTS, Claims, claims, parse, well_formed
 
@@ -136,6 +137,16 @@ def gated(
     "Agreement, as far as the accuracy lets it through"
     return agreement * min(1.0, accuracy / gate)
 
+# %% ../nbs/07_reward.ipynb #993d68ff
+def damage_reward(
+    said: Claims, # what the reasoning claims
+    damage: str, # what was done to the photo, such as 'jpeg 3', see `degrade.spoil`
+) -> float: # 0, .25 for the fault, 1 for the fault and its degree
+    "Does the reasoning name what was done to the photo? (Q-Insight, with our faults and degrees)"
+    name, severity = damage.split()
+    degree = said.faults.get(DEGRADATIONS[name].fault, 0)
+    return .25 * (degree > 0) + .75 * (degree == severity_degree(int(severity)))
+
 # %% ../nbs/07_reward.ipynb #facfda47
 @dataclass(frozen=True)
 class RewardSettings:
@@ -145,21 +156,23 @@ class RewardSettings:
     w_format: float = 0.1 # weight of the layout, from 0
     w_accuracy: float = 0.6 # weight of the score's accuracy, from 0
     w_consistency: float = 0.3 # weight of the gated agreement of the reasoning, from 0
+    w_damage: float = 0. # weight of known damage that the reasoning names, from 0
     aspect_share: float = 0.5 # of the agreement: the aspects against the level, 0 to 1
     gate: float = 0.5 # accuracy from which agreement is paid in full, above 0 up to 1
 
     def __post_init__(self):
         kernel(0, self.kernel, self.width)
-        for name in ('w_format', 'w_accuracy', 'w_consistency'):
+        names = 'w_format', 'w_accuracy', 'w_consistency', 'w_damage'
+        for name in names:
             if not 0 <= getattr(self, name) <= 100: raise QPonderError(f'{name} must be a weight from 0 to 100')
-        if not sum(self.weights): raise QPonderError('w_format, w_accuracy, w_consistency are all 0: give one a weight')
+        if not sum(self.weights): raise QPonderError(f"{', '.join(names)} are all 0: give one a weight")
         if not 0 <= self.aspect_share <= 1: raise QPonderError('aspect_share must be from 0 to 1')
         if not 0 < self.gate <= 1: raise QPonderError('gate must be above 0 and at most 1')
 
     @property
-    def weights(self) -> tuple[float, float, float]: # they sum to 1
-        "The weights of format, accuracy and consistency, normalised"
-        raw = self.w_format, self.w_accuracy, self.w_consistency
+    def weights(self) -> tuple[float, float, float, float]: # they sum to 1
+        "The weights of format, accuracy, consistency and damage, normalised"
+        raw = self.w_format, self.w_accuracy, self.w_consistency, self.w_damage
         return tuple(w / (sum(raw) or 1) for w in raw)
 
 # %% ../nbs/07_reward.ipynb #b30077dc
@@ -169,7 +182,8 @@ class RewardParts:
     format: float = 0.0 # layout
     accuracy: float = 0.0 # kernel of the score's error
     consistency: float = 0.0 # agreement after the gate: what is paid
-    total: float = 0.0 # weighted sum of the three
+    damage: float = 0.0 # known damage that is named; 0 where none is known
+    total: float = 0.0 # weighted sum of the four
     agreement: float = 0.0 # of the reasoning with score and photo, before the gate
     level: float = 0.0 # its half about the verdict in words
     aspects: float = 0.0 # its half about the six aspects; 0 where nothing is known of the photo
@@ -182,16 +196,18 @@ def reward(
     settings: RewardSettings = RewardSettings(), # kernel, weights, gate
     finished: bool = True, # False when a length limit cut the text off; a closed answer still counts
     mode: str = 'reason', # the prompt it answers: 'reason', or 'score', where no reasoning is asked for or paid
+    damage: str = '', # what was done to the photo, such as 'jpeg 3'
 ) -> RewardParts: # all 0 for an unreadable answer
-    "Read an answer and reward it: w_format·F + w_accuracy·A + w_consistency·C·min(1, A/gate), weights summing to 1"
+    "Read an answer and reward it: w_format·F + w_accuracy·A + w_consistency·C·min(1, A/gate) + w_damage·D, Σw = 1"
     read = parse(text, finished)
     accuracy = accuracy_reward(read.score, target, settings.kernel, settings.width)
     if read.score is None: return RewardParts()
     form, said = format_reward(text, mode), read.reasoning if mode == 'reason' else None
     agreement, level, aspects = consistency(said or '', read.score, faults, settings.aspect_share)
     paid = gated(agreement, accuracy, settings.gate)
-    total = sum(w * part for w, part in zip(settings.weights, (form, accuracy, paid)))
-    return RewardParts(form, accuracy, paid, min(1.0, total), agreement, level, aspects)
+    found = damage_reward(claims(said), damage) if said and damage else 0.0
+    total = sum(w * part for w, part in zip(settings.weights, (form, accuracy, paid, found)))
+    return RewardParts(form, accuracy, paid, found, min(1.0, total), agreement, level, aspects)
 
 # %% ../nbs/07_reward.ipynb #fcdd54cc
 def completion_text(
@@ -221,22 +237,24 @@ def _details(
     mean = lambda key: float(np.mean([getattr(p, key) for p in parts]))
     if name == 'consistency': return {f'consistency/{k}': mean(k) for k in ('agreement', 'level', 'aspects')}
     if name == 'format': return {'answers/readable': len(errors) / len(parts)}
+    if name == 'damage': return {}
     return {'answers/abs_error': float(np.mean(errors))} if errors else {}
 
 # %% ../nbs/07_reward.ipynb #e505d030
 def _trl_reward(
-    name: str, # 'format', 'accuracy' or 'consistency'
+    name: str, # 'format', 'accuracy', 'consistency' or 'damage'
     settings: RewardSettings, # as for `reward`
 ) -> Callable[..., list[float | None]]: # a reward function as `GRPOTrainer` calls it; None: not asked for
     "One part of the reward as a function of a batch"
     def part(prompts: list, completions: list, score: list[float], faults: list[str | None] | None = None,
-             mode: list[str] | None = None, log_metric: Callable[[str, float], None] | None = None,
-             **columns: Any) -> list[float | None]:
+             mode: list[str] | None = None, damage: list[str] | None = None,
+             log_metric: Callable[[str, float], None] | None = None, **columns: Any) -> list[float | None]:
         texts, asked = [completion_text(c) for c in completions], mode or ['reason'] * len(completions)
-        known = [read_faults(f) for f in faults or [None] * len(texts)]
-        parts = [reward(t, s, f, settings, mode=m) for t, s, f, m in zip(texts, score, known, asked, strict=True)]
+        known, done = [read_faults(f) for f in faults or [None] * len(texts)], damage or [''] * len(texts)
+        given = zip(texts, score, known, asked, done, strict=True)
+        parts = [reward(t, s, f, settings, mode=m, damage=d) for t, s, f, m, d in given]
         errors = [abs(found - s) for t, s in zip(texts, score) if (found := parse(t).score) is not None]
-        paid = [name != 'consistency' or m == 'reason' for m in asked]
+        paid = [name in ('format', 'accuracy') or m == 'reason' and (d or name != 'damage') for m, d in zip(asked, done)]
         if log_metric and any(paid):
             for metric, value in _details(name, [*compress(parts, paid)], errors).items(): log_metric(metric, value)
         return [getattr(p, name) if due else None for p, due in zip(parts, paid)]
@@ -247,6 +265,6 @@ def _trl_reward(
 def trl_rewards(
     settings: RewardSettings = RewardSettings(), # kernel, weights, gate
 ) -> tuple[list[Callable[..., list[float]]], list[float]]: # for `reward_funcs` and for `GRPOConfig.reward_weights`
-    "The three parts as TRL reward functions, named format, accuracy and consistency, and their weights, which sum to 1"
-    names = 'format', 'accuracy', 'consistency'
-    return [_trl_reward(n, settings) for n in names], list(settings.weights)
+    "The parts as TRL reward functions, named format, accuracy, consistency and damage, and their weights, which sum to 1"
+    names = ('format', 'accuracy', 'consistency', 'damage')[:4 if settings.w_damage else 3]
+    return [_trl_reward(n, settings) for n in names], list(settings.weights[:len(names)])
