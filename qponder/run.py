@@ -8,13 +8,13 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces',
-           'watch', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'run_stages']
+           'watch', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
 from collections.abc import Callable, Iterable, Sequence
 from configparser import ConfigParser, Error as IniError
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -336,6 +336,15 @@ class Run:
         from qponder.distill import MeasuredTeacher
         return MeasuredTeacher(seed=seed)
 
+    @property
+    def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one
+        "The served model as a judge of reasoning; `QPonderError` if it is not named"
+        stages = self.settings.stages
+        if stages['reward'].consistency != 'judge' or not stages['reward'].w_consistency: return None
+        from qponder.readers import judge_messages
+        from qponder.served import ServedTeacher
+        return ServedTeacher(replace(stages['served'], temperature=0.), self.settings.common.seed, judge_messages)
+
 # %% ../nbs/13_run.ipynb #a0db1038
 @dataclass(frozen=True)
 class Stage:
@@ -581,7 +590,7 @@ def grpo_stage(
     from qponder.grpo import grpo
     from qponder.model import load_student
     student, stages = load_student(run.folder / 'cold-start' / 'model'), run.settings.stages
-    grpo(student, traces(run), run.folder / 'grpo', stages['grpo'], stages['reward'], **watch(run))
+    grpo(student, traces(run), run.folder / 'grpo', stages['grpo'], stages['reward'], judge=run.judge, **watch(run))
 
 # %% ../nbs/13_run.ipynb #348dcff6
 def evaluate_stage(
@@ -597,9 +606,20 @@ def evaluate_stage(
 STAGES = (
     Stage('distill', distill_stage, ('teacher', 'served_model', 'served_temperature', 'served_max_tokens', 'distill_')),
     Stage('cold-start', cold_start_stage, ('student', 'see_', 'sft_'), ('distill/kept.jsonl',)),
-    Stage('grpo', grpo_stage, ('grpo_', 'reward_'), ('distill/kept.jsonl', 'cold-start/model')),
+    Stage('grpo', grpo_stage, ('grpo_', 'reward_', 'served_model'), ('distill/kept.jsonl', 'cold-start/model')),
     Stage('evaluate', evaluate_stage, ('student', 'reward_'), ('cold-start/model', 'grpo/model')),
 )
+
+# %% ../nbs/13_run.ipynb #5baea205
+def check_rewards_of(
+    run: Run, # settings and photos
+) -> None:
+    "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage"
+    from qponder.reward import check_needs
+    stages, train = run.settings.stages, run.parts.train
+    run.judge
+    check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
+                stages['grpo'].prompts_per_step, stages['grpo'].scale_rewards)
 
 # %% ../nbs/13_run.ipynb #43070ac3
 def run_stages(
@@ -610,5 +630,6 @@ def run_stages(
 ) -> Path: # the run folder
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
     if any(s.name == 'distill' for s in stages): run.teacher
+    if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder

@@ -16,6 +16,7 @@ import json
 import os
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -86,11 +87,12 @@ class ServedTeacher:
     def __init__(self,
         settings: ServedSettings, # where and how
         seed: int = 0, # of its words, for servers that honour it
+        messages: Callable[[Any], list[dict]] = chat, # makes the question; another one makes it another expert
     ):
         if not settings.model: raise QPonderError('model is not set: name the model as the server does (served_model)')
         self.settings, self.seed, self.at_once = settings, seed, settings.at_once
         self.asked = self.answered = self.unanswered_in_a_row = self.tokens_in = self.tokens_out = 0
-        self.lock, self.turn = Lock(), 0.
+        self.lock, self.turn, self.messages = Lock(), 0., messages
 
     @cached_property
     def client(self) -> Any: # an `openai.OpenAI`
@@ -132,7 +134,7 @@ def reply(self: ServedTeacher,
     request: Request, # a photo with its human score
 ) -> str: # the answer as it came; `Unanswered` when there is none after all
     "Ask, and ask again when what comes back is no answer"
-    s, asked = self.settings, chat(request)
+    s, asked = self.settings, self.messages(request)
     for _ in range(s.retries + 1):
         self.wait()
         try: answer = self.client.chat.completions.create(model=s.model, messages=asked, seed=self.seed,
