@@ -115,7 +115,7 @@ class RewardParts:
     length: float = 0.0 # as many words as wanted
     repeats: float = 0.0 # things said once
 
-# %% ../nbs/07e_reward.ipynb #dfc4704f
+# %% ../nbs/07e_reward.ipynb #c076024f
 def reward(
     text: str, # whatever the student wrote
     target: float, # human score, 1-5
@@ -131,11 +131,12 @@ def reward(
     if read.score is None: return RewardParts()
     said = read.reasoning if mode == 'reason' else None
     agreement, level, aspects = consistency(said or '', read.score, faults, settings.aspect_share)
+    words = strip_numbers(said or '')
     parts = dict(format=format_reward(text, mode), accuracy=accuracy,
         consistency=gated(agreement, accuracy, settings.gate),
         damage=damage_reward(claims(said), damage) if said and damage else 0.,
-        length=length_guard(len(said.split()), settings.min_words, settings.max_words) if said else 0.,
-        repeats=repeats_guard(said) if said else 0.)
+        length=length_guard(len(words.split()), settings.min_words, settings.max_words) if said else 0.,
+        repeats=repeats_guard(words) if said else 0.)
     total = sum(w * parts[p] for p, w in normalised(settings, own_parts(settings)).items())
     return RewardParts(**parts, total=min(1.0, total), agreement=agreement, level=level, aspects=aspects)
 

@@ -1,14 +1,19 @@
 "GRPO: the pre-flight stops what cannot learn; stopping and going on."
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qponder import grpo as page
 from qponder.distill import Record
-from qponder.grpo import GRPOSettings, grpo, grpo_rows, preflight
+from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_rows, preflight
 from qponder.model import tiny_student
 from qponder.photo import pristine
+from qponder.readers import Reference
+from qponder.reward import RewardSettings
+from qponder.run import read_settings
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start, read_log
 from qponder.trace import Trace, render
@@ -74,3 +79,73 @@ def test_nothing_to_practise_on():
 @pytest.mark.parametrize('wrong', [dict(group_size=1), dict(temperature=0), dict(steps=0), dict(beta=-1)])
 def test_impossible_settings(wrong):
     with pytest.raises(QPonderError, match=next(iter(wrong))): GRPOSettings(**wrong)
+
+
+# every reward trains
+
+PRESETS = 'q-ponder', 'q-insight', 'visualquality-r1', 'refine-iqa', 'q-hawkeye', 'mr-iqa'
+REWARDS = {p: read_settings(p, kinds=None).stages['reward'] for p in PRESETS} | {
+    k: RewardSettings(consistency=k) for k in ('care', 'text', 'judge')} | {
+    'spread': RewardSettings(w_rank=1, rank='margin', rank_width=0, w_length=1, min_words=3)}
+
+
+def generous(answer) -> str: return '{"fidelity": 4, "terms": 4, "consistency": 4}'
+
+
+@pytest.mark.parametrize('name', REWARDS)
+def test_two_steps_with_every_reward(taught, tmp_path, name):
+    how = replace(HOW, steps=2, scale_rewards='batch')
+    rated = [replace(r, std=.4, name='two', damage=d) for r, d in zip(RECORDS, ('', 'jpeg 5'))]
+    grpo(student(taught), rated, tmp_path, how, REWARDS[name], judge=generous)
+    log = [r for r in read_log(tmp_path/'log.jsonl') if 'reward' in r]
+    paid = {p for p, w in REWARDS[name].weights.items() if w} | {'format', 'accuracy', 'consistency'}
+    assert len(log) == 2
+    for row in log:
+        means = {k.split('/')[1]: v for k, v in row.items() if k.startswith('rewards/') and k.endswith('/mean')}
+        assert set(means) == paid and all(0 <= v <= 1 or np.isnan(v) for v in means.values())
+        assert 0 <= row['reward'] <= 1
+        if 'rank' in paid: assert row['rank/compared'] in (0, .5, 1)
+    assert (tmp_path/'text_scorer.json').exists() == (name == 'text')
+
+
+def test_a_slow_copy_goes_on_from_where_it_was(taught, tmp_path, monkeypatch):
+    how, rewards = replace(HOW, save_every=1), RewardSettings(consistency='care')
+    monkeypatch.setattr(Reference.__init__, '__defaults__', (.5, 1))
+    whole, photos = student(taught), RECORDS * 2
+    grpo(whole, photos, tmp_path/'whole', how, rewards)
+    real = page.Alarm.on_log
+    def pulled(self, args, state, control, **kwargs):
+        if state.global_step == 2: raise KeyboardInterrupt
+        real(self, args, state, control, **kwargs)
+    monkeypatch.setattr(page.Alarm, 'on_log', pulled)
+    with pytest.raises(KeyboardInterrupt): grpo(student(taught), photos, tmp_path/'parts', how, rewards)
+    monkeypatch.setattr(page.Alarm, 'on_log', real)
+    grpo(student(taught), photos, tmp_path/'parts', how, rewards)
+    copies = [load_file(tmp_path/p/'checkpoint-4'/'reference.safetensors') for p in ('whole', 'parts')]
+    assert all(torch.equal(v, copies[1][k]) for k, v in copies[0].items())
+    assert any(not torch.equal(v, taught[k]) for k, v in copies[0].items() if k in taught)
+    assert any(not torch.equal(v, whole.model.state_dict()[k]) for k, v in copies[0].items() if k in taught)
+
+
+def test_a_reward_that_lacks_something_stops_before_the_first_rollout(tmp_path, monkeypatch):
+    def never(*args, **kwargs): raise AssertionError('asked a student')
+    monkeypatch.setattr(page, 'preflight', never)
+    for how, settings, words in (
+            (RewardSettings(w_rank=1), replace(HOW, prompts_per_step=1), 'grpo_prompts_per_step'),
+            (RewardSettings(w_rank=1, rank='margin', rank_width=0), HOW, 'std_col'),
+            (RewardSettings(w_damage=1), HOW, 'distill_spoiled'), (RewardSettings(uncertainty=1), HOW, 'scale_rewards'),
+            (RewardSettings(consistency='judge'), HOW, 'served_model')):
+        with pytest.raises(QPonderError, match=words): grpo(tiny_student(), RECORDS, tmp_path, settings, how)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_text_reader_needs_traces(tmp_path):
+    with pytest.raises(QPonderError, match='kept traces'):
+        consistency_reader(tiny_student(), RECORDS[:1], RewardSettings(consistency='text'), tmp_path)
+
+
+def test_preflight_pays_what_training_pays(taught):
+    "Photos are compared in the pre-flight, too, so the better one's answers earn by their order"
+    how = RewardSettings(w_format=0, w_accuracy=0, w_consistency=0, w_rank=1)
+    flight = preflight(student(taught), grpo_rows(RECORDS), GRPOSettings(group_size=4, max_completion_length=40), how)
+    assert len(flight.rewards) == 8 and max(flight.rewards) > .9

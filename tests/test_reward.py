@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qponder.reward import (RewardParts, RewardSettings, accuracy_reward, aspect_agreement, consistency,
-                            format_reward, gated, kernel, level_agreement, overlap, read_faults, reward, trl_rewards)
+from qponder.consistency import all_right, aspect_agreement, care, consistency, gated, level_agreement, overlap
+from qponder.guards import certainty, length_guard, repeats_guard
+from qponder.kernels import accuracy_reward, format_reward, kernel
+from qponder.rank import alone_share, rank_rewards
+from qponder.reward import PARTS, RewardParts, RewardSettings, add_up, check_needs, read_faults, reward, trl_rewards
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.trace import ASPECTS, FAULTS, FINE, Claims, Trace, claims, render
 
-KINDS = 'gaussian', 'exponential', 'linear', 'threshold'
+KINDS = 'gaussian', 'exponential', 'linear', 'threshold', 'within', 'adaptive', 'coarse'
 scores = st.integers(10, 50).map(lambda i: i / 10)
 widths = st.floats(.05, 4)
 pieces = ['<think>', '</think>', '<answer>', '</answer>', '3.4', '7', 'nan', 'The photo is blurred.',
@@ -21,6 +24,8 @@ soup = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=15).map(
 settings = st.builds(RewardSettings, kernel=st.sampled_from(KINDS), width=widths, w_format=st.floats(0, 2),
                      w_accuracy=st.floats(.01, 2), w_consistency=st.floats(0, 2), aspect_share=st.floats(0, 1),
                      gate=st.floats(.05, 1))
+guarded = st.builds(RewardSettings, w_length=st.floats(0, 2), w_repeats=st.floats(0, 2), min_words=st.integers(0, 9),
+                    max_words=st.integers(9, 99))
 
 
 def first_of_each_aspect(found: dict[str, int]) -> dict[str, int]:
@@ -71,6 +76,12 @@ def test_everything_is_bounded_whatever_was_written(text, target, faults, how):
     assert all(0 <= v <= 1 for v in values(parts))
     assert parts == reward(text, target, faults, how)
     assert parts.consistency <= parts.agreement
+
+
+@given(soup, scores, guarded)
+def test_guards_are_bounded_whatever_was_written(text, target, how):
+    parts = reward(text, target, {}, how)
+    assert all(0 <= v <= 1 for v in (parts.total, parts.length, parts.repeats))
 
 
 @given(soup, scores, known, settings)
@@ -194,13 +205,16 @@ def test_a_target_on_another_scale_is_an_error():
 
 @pytest.mark.parametrize('bad', [
     dict(kernel='l2'), dict(width=0), dict(w_format=-.1), dict(w_accuracy=float('nan')), dict(w_consistency=101),
-    dict(aspect_share=1.1), dict(gate=0), dict(gate=1.5), dict(w_format=0, w_accuracy=0, w_consistency=0)])
+    dict(aspect_share=1.1), dict(gate=0), dict(gate=1.5), dict(w_format=0, w_accuracy=0, w_consistency=0),
+    dict(consistency='oracle'), dict(rank='elo'), dict(w_rank=-1), dict(rank_width=-1), dict(w_length=float('nan')),
+    dict(min_words=81), dict(max_words=0), dict(w_repeats=101), dict(uncertainty=-.1)])
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(QPonderError, match=next(iter(bad))): RewardSettings(**bad)
 
 
 def test_weights_sum_to_one():
-    assert sum(RewardSettings(w_format=3, w_accuracy=2, w_consistency=7).weights) == pytest.approx(1)
+    weights = RewardSettings(w_format=3, w_accuracy=2, w_consistency=7, w_rank=1, w_length=.5).weights
+    assert sum(weights.values()) == pytest.approx(1) and tuple(weights) == PARTS
 
 
 def test_order_of_a_batch_only_orders_the_rewards():
@@ -242,3 +256,190 @@ def test_columns_of_unequal_length_are_an_error():
     '[1]', '3', '"blur"', '{"blur": 0}', '{"blur": 4}', '{"fog": 1}', '{blur: 1}', '{"blur": "2"}'])
 def test_a_faults_cell_that_is_none(cell):
     with pytest.raises(QPonderError, match='faults column'): read_faults(cell)
+
+
+# rewards that compare photos
+
+batches = st.lists(st.tuples(scores | st.none(), st.integers(0, 3), st.sampled_from('xy')), min_size=1, max_size=12)
+
+
+def columns(batch) -> list[list]:
+    "Scores, targets, photos, datasets, spreads; a photo is known by number and dataset, and has one target"
+    said, photo, name = map(list, zip(*batch))
+    photos = list(zip(photo, name))
+    return [said, [1 + p for p in photo], photos, name, [.5 + p / 10 for p in photo]]
+
+
+@given(batches, st.sampled_from(['fidelity', 'margin']), st.sampled_from([0., .3, 1.]))
+def test_rank_is_bounded_and_says_none_without_company(batch, kind, width):
+    said, _, photos, names, _ = given = columns(batch)
+    paid = rank_rewards(*given, kind, width)
+    readable = {(p, n) for s, p, n in zip(said, photos, names) if s is not None}
+    for s, p, n, r in zip(said, photos, names, paid):
+        company = any(q != p and m == n for q, m in readable)
+        assert (r is None) == (not company)
+        assert r is None or 0 <= r <= 1 and (s is not None or r == 0)
+
+
+@given(batches, st.sampled_from(['fidelity', 'margin']), st.randoms())
+def test_rank_does_not_depend_on_the_order_of_the_batch(batch, kind, rng):
+    turn = rng.sample(range(len(batch)), len(batch))
+    paid, turned = rank_rewards(*columns(batch), kind), rank_rewards(*columns([batch[i] for i in turn]), kind)
+    for r, i in zip(turned, turn): assert r == pytest.approx(paid[i], abs=1e-9)
+
+
+@given(batches, st.sampled_from(['fidelity', 'margin']))
+def test_other_datasets_do_not_matter(batch, kind):
+    "Answers about photos of y may say what they like: nothing changes for x"
+    other = [(s if n == 'x' else 3., p, n) for s, p, n in batch]
+    one, two = (rank_rewards(*columns(b), kind) for b in (batch, other))
+    assert [r for r, b in zip(one, batch) if b[2] == 'x'] == [r for r, b in zip(two, batch) if b[2] == 'x']
+
+
+@given(st.lists(scores, min_size=2, max_size=9, unique=True), scores)
+def test_a_better_photo_earns_more_the_higher_it_is_put(said, other):
+    "Its own answers give the spread, so it is one group; the other photo is worse, and all of one mind"
+    said = sorted(said)
+    paid = rank_rewards([*said, other], [4] * len(said) + [2], [0] * len(said) + [1], ['x'] * (len(said) + 1),
+                        [None] * (len(said) + 1))[:-1]
+    assert all(a <= b + 1e-12 for a, b in zip(paid, paid[1:]))
+
+
+@given(st.lists(scores, min_size=2, max_size=9), st.floats(.2, 2))
+def test_margin_falls_with_the_error_of_the_margin(said, width):
+    n = len(said)
+    paid = rank_rewards([*said, 2.], [4] * n + [2], [0] * n + [1], ['x'] * (n + 1), [None] * (n + 1), 'margin', width)
+    by_error = sorted(zip([abs(s - 4) for s in said], paid))
+    assert all(b[1] <= a[1] + 1e-9 for a, b in zip(by_error, by_error[1:]))
+
+
+def test_margin_without_spread_is_an_error():
+    with pytest.raises(QPonderError, match='std_col'):
+        rank_rewards([3, 4], [3, 4], 'ab', 'xx', [.5, None], 'margin', 0)
+
+
+@given(st.lists(st.sampled_from('wxyz'), min_size=1, max_size=30), st.integers(1, 40))
+def test_share_without_company_is_the_share(names, photos):
+    share = alone_share(names, photos)
+    assert -1e-12 <= share <= 1 + 1e-12 and alone_share(names, 1) == 1
+    assert share >= alone_share(names, photos + 1) - 1e-12
+    if photos >= len(names): assert share == pytest.approx(sum(names.count(n) == 1 for n in names) / len(names))
+
+
+def test_share_without_company_is_what_happens():
+    rng, names = random.Random(0), ['x'] * 6 + ['y'] * 3 + ['z']
+    drawn = [rng.sample(names, 3) for _ in range(20_000)]
+    seen = np.mean([d.count(n) == 1 for d in drawn for n in d])
+    assert alone_share(names, 3) == pytest.approx(seen, abs=.01)
+
+
+# gates, guards, doubt
+
+unit = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(unit | st.just(float('nan')), unit, st.integers(0, 2)), min_size=1, max_size=12), st.randoms())
+def test_care_pays_accurate_answers_their_accuracy_and_nobody_else(rows, rng):
+    paid = care(*zip(*rows))
+    for p in {r[2] for r in rows}:
+        mean = np.mean([a for _, a, q in rows if q == p])
+        assert all(v in (0, a) and (not v or a > .1 and a >= mean - 1e-12)
+                   for v, (_, a, q) in zip(paid, rows) if q == p)
+    turn = rng.sample(range(len(rows)), len(rows))
+    assert care(*zip(*(rows[i] for i in turn))) == pytest.approx([paid[i] for i in turn])
+
+
+@given(unit, unit, st.sampled_from([0., 1.]))
+def test_all_right_is_all_or_nothing(agreement, accuracy, form):
+    assert all_right(agreement, accuracy, form) == (agreement if accuracy == form == 1 else 0)
+
+
+@given(st.integers(0, 500), st.integers(0, 50), st.integers(50, 100))
+def test_length_is_full_between_its_bounds(n, low, high):
+    mark = length_guard(n, low, high)
+    assert 0 <= mark <= 1 and (mark == 1) == (low <= n <= high)
+
+
+@given(st.lists(st.sampled_from('abcdefgh'), max_size=30))
+def test_saying_it_again_never_pays(words):
+    assert 0 < repeats_guard(' '.join(words)) <= 1
+    assert repeats_guard(' '.join(words * 3)) <= repeats_guard(' '.join(words))
+
+
+@given(batches, st.floats(0, 5))
+def test_doubt_is_shared_by_a_photo_and_never_adds(batch, strength):
+    said, _, photos, _, _ = columns(batch)
+    factors = certainty(said, photos, strength)
+    assert all(np.exp(-strength) - 1e-12 <= f <= 1 for f in factors)
+    assert len({(p, f) for p, f in zip(photos, factors)}) == len(set(photos))
+
+
+# all together
+
+FULL = RewardSettings(w_rank=1, w_damage=1, w_length=1, w_repeats=1, uncertainty=.5, consistency='care')
+
+
+def sure(answers) -> list[float]:
+    "A reader whose mark depends on the answer alone"
+    return [len(a.reasoning) % 7 / 7 for a in answers]
+
+
+def rows(n: int, seed: int = 0) -> list[dict]:
+    "Answers to photos of two datasets, some unreadable, some without reasons"
+    rng = random.Random(seed)
+    kinds = [dict(path=f'{i}.png', name='xy'[i % 2], score=1 + i / 2, damage=rng.choice(['', 'jpeg 3'])) for i in range(6)]
+    answers = [render(Trace(describe({rng.choice(sorted(FAULTS)): 2}, rng.choice(LEVELS)), rng.randint(10, 50) / 10))
+               for _ in range(n)]
+    return [rng.choice(kinds) | dict(completions=rng.choice([a, a, a, '?']), mode=rng.choice(['reason', 'reason', 'score']),
+                                     std=.5, faults='{}', prompts='') for a in answers]
+
+
+def columned(some: list[dict]) -> dict[str, list]: return {k: [r[k] for r in some] for k in some[0]}
+
+
+@pytest.mark.parametrize('how', [FULL, RewardSettings(w_rank=1, rank='margin', rank_width=0), RewardSettings(),
+                                 RewardSettings(consistency='judge'), RewardSettings(consistency='difference')])
+def test_every_part_is_bounded_repeatable_and_free_of_order(how):
+    some, rng = rows(40), random.Random(1)
+    functions, weights = trl_rewards(how, sure)
+    assert sum(weights) == pytest.approx(1) and {f.__name__ for f in functions} >= {'format', 'accuracy', 'consistency'}
+    turn = rng.sample(range(40), 40)
+    for f in functions:
+        paid, turned = f(**columned(some)), f(**columned([some[i] for i in turn]))
+        assert all(v is None or 0 <= v <= 1 for v in paid) and paid == f(**columned(some))
+        assert turned == [pytest.approx(paid[i]) if paid[i] is not None else None for i in turn]
+        assert all(not v for v, r in zip(paid, some) if r['completions'] == '?')
+        if f.__name__ in ('consistency', 'length', 'repeats'):
+            assert [v is None for v in paid] == [r['mode'] == 'score' for r in some]
+    assert all(0 <= t <= 1 for t in add_up(functions, weights, **columned(some)))
+
+
+@given(st.lists(numbers, min_size=1, max_size=4), st.randoms())
+def test_readers_never_see_a_number(numbers, rng):
+    words, seen = describe({'blur': 2}, 'poor').split(' '), []
+    for n in numbers: words.insert(rng.randrange(len(words) + 1), n)
+    functions, _ = trl_rewards(RewardSettings(consistency='text'), lambda answers: seen.extend(answers) or [1.])
+    functions[2](prompts=[''], completions=[render(Trace(' '.join(words), 2.3))], score=[2.3])
+    assert seen[0].reasoning == describe({'blur': 2}, 'poor') and seen[0].score == 2.3
+
+
+def test_a_reader_that_forgets_an_answer_is_an_error():
+    functions, _ = trl_rewards(RewardSettings(consistency='judge'), lambda answers: [])
+    with pytest.raises(ValueError): functions[2](prompts=[''], completions=[render(Trace('Good.', 3))], score=[3.])
+
+
+@pytest.mark.parametrize('kind', ['care', 'difference', 'text', 'judge'])
+def test_a_reader_that_is_missing_is_one_clear_error(kind):
+    with pytest.raises(QPonderError, match=f'{kind} needs a reader'): trl_rewards(RewardSettings(consistency=kind))
+    assert len(trl_rewards(RewardSettings(consistency=kind, w_consistency=0))[0]) == 3
+
+
+def test_what_is_needed_is_there():
+    fine = dict(names=['x'] * 8, stds=[.5] * 8, spoiled=True, photos=4, scaling='none')
+    check_needs(FULL, **fine)
+    check_needs(RewardSettings(), ['x'], [None], False, 1, 'group')
+    for how, other, words in (
+            (FULL, dict(photos=1), 'grpo_prompts_per_step = 1.*raise it'), (FULL, dict(names=list('stuvwxyz')), 'alone'),
+            (RewardSettings(w_rank=1, rank='margin', rank_width=0), dict(stds=[None] * 8), 'rank_width = 0.*std_col'),
+            (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'), (FULL, dict(scaling='group'), 'uncertainty.*batch')):
+        with pytest.raises(QPonderError, match=words): check_needs(how, **fine | other)

@@ -118,6 +118,32 @@ def test_a_file_that_is_not_there(tmp_path):
     refused(['bytes.ini', 'not a settings file'], read_settings, 'nano', tmp_path/'bytes.ini', kinds=KINDS)
 
 
+@pytest.mark.parametrize('preset', [
+    'q-ponder', 'q-insight', 'visualquality-r1', 'refine-iqa', 'q-hawkeye', 'mr-iqa'])
+def test_presets_of_other_papers_are_read_and_have_what_they_need(preset):
+    from qponder.reward import RewardSettings, check_needs
+    s = read_settings(preset, ROOT/'settings.ini').stages
+    check_needs(s['reward'], ['one'] * 99, [None] * 99, s['distill'].spoiled > 0, s['grpo'].prompts_per_step,
+                s['grpo'].scale_rewards)
+    assert (s['reward'] == RewardSettings()) == (preset == 'q-ponder')
+
+
+@pytest.mark.parametrize('line, words', [
+    ('reward_rank=elo', ['reward_rank = elo', 'one of fidelity, margin']),
+    ('reward_consistency=oracle', ['reward_consistency = oracle', 'one of vote, care']),
+    ('reward_w_rank=-1', ['reward_w_rank = -1', 'weight from 0']),
+    ('reward_min_words=100', ['min_words', 'above max_words']),
+    ('reward_w_elo=1', ['reward_w_elo = 1', 'no such key', 'did you mean reward_w_']),
+])
+def test_a_mistake_in_a_reward_is_named(line, words):
+    refused(words, read_settings, 'nano', ROOT/'settings.ini', [line])
+
+
+def test_weights_that_sum_to_nothing():
+    nothing = [f'reward_w_{p}=0' for p in ('format', 'accuracy', 'consistency')]
+    refused(['are all 0', 'give one a weight'], read_settings, 'nano', ROOT/'settings.ini', nothing)
+
+
 def test_percent_signs_are_plain_text(ini):
     assert read_settings('nano', ini, ['data=100%(x)s.csv'], KINDS).common.data == '100%(x)s.csv'
 
