@@ -336,9 +336,10 @@ def test_share_without_company_is_what_happens():
 # gates, guards, doubt
 
 unit = st.floats(0, 1)
+marked = st.tuples(unit | st.just(float('nan')), unit, st.integers(0, 2))
 
 
-@given(st.lists(st.tuples(unit | st.just(float('nan')), unit, st.integers(0, 2)), min_size=1, max_size=12), st.randoms())
+@given(st.lists(marked, min_size=1, max_size=12), st.randoms())
 def test_care_pays_accurate_answers_their_accuracy_and_nobody_else(rows, rng):
     paid = care(*zip(*rows))
     for p in {r[2] for r in rows}:
@@ -387,11 +388,12 @@ def sure(answers) -> list[float]:
 def rows(n: int, seed: int = 0) -> list[dict]:
     "Answers to photos of two datasets, some unreadable, some without reasons"
     rng = random.Random(seed)
-    kinds = [dict(path=f'{i}.png', name='xy'[i % 2], score=1 + i / 2, damage=rng.choice(['', 'jpeg 3'])) for i in range(6)]
+    kinds = [dict(path=f'{i}.png', name='xy'[i % 2], score=1 + i / 2, std=.5, faults='{}', prompts='',
+                  damage=rng.choice(['', 'jpeg 3'])) for i in range(6)]
     answers = [render(Trace(describe({rng.choice(sorted(FAULTS)): 2}, rng.choice(LEVELS)), rng.randint(10, 50) / 10))
                for _ in range(n)]
-    return [rng.choice(kinds) | dict(completions=rng.choice([a, a, a, '?']), mode=rng.choice(['reason', 'reason', 'score']),
-                                     std=.5, faults='{}', prompts='') for a in answers]
+    return [rng.choice(kinds) | dict(completions=rng.choice([a, a, a, '?']),
+                                     mode=rng.choice(['reason', 'reason', 'score'])) for a in answers]
 
 
 def columned(some: list[dict]) -> dict[str, list]: return {k: [r[k] for r in some] for k in some[0]}
@@ -439,7 +441,9 @@ def test_what_is_needed_is_there():
     check_needs(FULL, **fine)
     check_needs(RewardSettings(), ['x'], [None], False, 1, 'group')
     for how, other, words in (
-            (FULL, dict(photos=1), 'grpo_prompts_per_step = 1.*raise it'), (FULL, dict(names=list('stuvwxyz')), 'alone'),
+            (FULL, dict(photos=1), 'grpo_prompts_per_step = 1.*raise it'),
+            (FULL, dict(names=list('stuvwxyz')), 'alone'),
             (RewardSettings(w_rank=1, rank='margin', rank_width=0), dict(stds=[None] * 8), 'rank_width = 0.*std_col'),
-            (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'), (FULL, dict(scaling='group'), 'uncertainty.*batch')):
+            (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'),
+            (FULL, dict(scaling='group'), 'uncertainty.*batch')):
         with pytest.raises(QPonderError, match=words): check_needs(how, **fine | other)
