@@ -157,7 +157,7 @@ def preflight(
     reader: Callable | None = None, # from `consistency_reader`
 ) -> Preflight:
     "Sample real rollouts and look at their rewards."
-    n = min(settings.preflight_prompts, len(rows))
+    n = min(max(settings.preflight_prompts, settings.prompts_per_step if rewards.w_rank else 0), len(rows))
     picked = [rows[int(i)] for i in np.random.default_rng(seed).permutation(len(rows))[:n]]
     images = [r['images'][0] for r in picked for _ in range(settings.group_size)]
     answers = ask(student, images, sample=True, temperature=settings.temperature, seed=seed, batch_size=64,

@@ -171,11 +171,11 @@ class Reference(TrainerCallback):
         saved = load_file(checkpoint / 'reference.safetensors')
         self.weights = {n: saved[n].to(w.device) for n, w in self.weights.items()}
 
-# %% ../nbs/07c_readers.ipynb #9dbe096f
+# %% ../nbs/07c_readers.ipynb #475b954a
 def read_by_likelihood(
     student: Student, # for its processor, and its model's shape
     weights: Callable[[], dict[str, torch.Tensor]], # the weights to read with, such as those of a `Reference`
-    batch_size: int = 64, # answers at a time
+    batch_size: int = 16, # answers at a time
 ) -> Callable[[Sequence[Answer]], list[float]]: # a reader
     "Marks how likely each answer's own score is after its reasoning: exp of the mean log probability (GRPO-CARE)"
     def read(answers: Sequence[Answer]) -> list[float]:
@@ -185,10 +185,10 @@ def read_by_likelihood(
         return [float(np.exp(c.mean())) for c in found]
     return read
 
-# %% ../nbs/07c_readers.ipynb #a7b91cdf
+# %% ../nbs/07c_readers.ipynb #06b6a077
 def read_by_difference(
     student: Student, # who answers
-    batch_size: int = 64, # answers at a time
+    batch_size: int = 16, # answers at a time
 ) -> Callable[[Sequence[Answer]], list[float]]: # a reader
     "Marks how much likelier the human score is after the reasoning than without any (Refine-IQA)"
     def chances(some: Sequence[Answer], mode: str) -> list[float]:

@@ -2,17 +2,22 @@
 import json
 import random
 import re
+from types import SimpleNamespace as NS
 
 import numpy as np
 import pytest
+from PIL import Image
 from hypothesis import given, strategies as st
 
-from qponder.consistency import all_right, aspect_agreement, care, consistency, gated, level_agreement, overlap
+from qponder.consistency import (Answer, all_right, aspect_agreement, care, consistency, gated, level_agreement,
+                                 overlap)
 from qponder.guards import certainty, length_guard, repeats_guard
 from qponder.kernels import accuracy_reward, format_reward, kernel
 from qponder.rank import alone_share, rank_rewards
+from qponder.readers import judge_messages, read_by_judge, verdict
 from qponder.reward import PARTS, RewardParts, RewardSettings, add_up, check_needs, read_faults, reward, trl_rewards
 from qponder.scale import LEVELS, QPonderError, level, level_centre
+from qponder.served import ServedSettings, ServedTeacher
 from qponder.trace import ASPECTS, FAULTS, FINE, Claims, Trace, claims, render
 
 KINDS = 'gaussian', 'exponential', 'linear', 'threshold', 'within', 'adaptive', 'coarse'
@@ -447,3 +452,38 @@ def test_what_is_needed_is_there():
             (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'),
             (FULL, dict(scaling='group'), 'uncertainty.*batch')):
         with pytest.raises(QPonderError, match=words): check_needs(how, **fine | other)
+
+
+# a judge behind an address
+
+def test_a_served_judge_is_asked_without_numbers_and_again_after_silence():
+    replies, asked = [None, '{"fidelity": 5, "terms": 4, "consistency": 3}'], []
+
+    def create(**question):
+        asked.append(question)
+        return NS(choices=[NS(message=NS(content=replies[len(asked) - 1]))])
+    teacher = ServedTeacher(ServedSettings(model='big', temperature=0, retries=1), messages=judge_messages)
+    teacher.client = NS(chat=NS(completions=NS(create=create)))
+    answer = Answer('The photo is sharp, 4.7 of 5.', 4.6, 4.5, image=Image.new('RGB', (8, 8)))
+    assert read_by_judge(teacher)([answer]) == [.8]
+    text = asked[1]['messages'][0]['content'][1]['text']
+    assert 'The photo is sharp' in text and '4.7' not in text and 'photo 4.6 on' in text
+    assert asked[0]['temperature'] == 0 and len(asked) == 2
+
+
+def test_a_judge_that_is_silent_gives_no_mark():
+    teacher = ServedTeacher(ServedSettings(model='big', retries=0), messages=judge_messages)
+    teacher.client = NS(chat=NS(completions=NS(create=lambda **question: NS(choices=[]))))
+    marks = read_by_judge(teacher)([Answer('Sharp.', 4., 4., image=Image.new('RGB', (8, 8)))] * 3)
+    assert marks == [None] * 3
+
+
+@pytest.mark.parametrize('text', ['', 'fine', '{"fidelity": 5}', '{"fidelity": 6, "terms": 5, "consistency": 5}',
+                                  '{"fidelity": 5, "terms": 5, "consistency": 5, "fidelity": 1}'])
+def test_a_verdict_that_cannot_be_read_is_none(text): assert verdict(text) is None
+
+
+@given(*[st.integers(0, 5)] * 3)
+def test_a_verdict_is_bounded_and_never_falls_with_a_grade(a, b, c):
+    said = lambda *g: verdict(json.dumps(dict(zip(('fidelity', 'terms', 'consistency'), g))))
+    assert 0 <= said(a, b, c) <= 1 and said(a, b, c) <= said(min(5, a + 1), b, c)

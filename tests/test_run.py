@@ -139,6 +139,14 @@ def test_a_mistake_in_a_reward_is_named(line, words):
     refused(words, read_settings, 'nano', ROOT/'settings.ini', [line])
 
 
+def test_the_judge_is_the_served_model_without_temperature(tmp_path):
+    from qponder.readers import judge_messages
+    ask = lambda *lines: Run(tmp_path, read_settings('nano', ROOT/'settings.ini', lines)).judge
+    assert ask() is None and ask('reward_consistency=judge', 'reward_w_consistency=0') is None
+    judge = ask('reward_consistency=judge', 'served_model=big', 'served_temperature=.7')
+    assert judge.settings.model == 'big' and judge.settings.temperature == 0 and judge.messages is judge_messages
+
+
 def test_weights_that_sum_to_nothing():
     nothing = [f'reward_w_{p}=0' for p in ('format', 'accuracy', 'consistency')]
     refused(['are all 0', 'give one a weight'], read_settings, 'nano', ROOT/'settings.ini', nothing)
