@@ -3,8 +3,10 @@
 Modules:
 
 - `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
+- `qponder.chinese`: What is said of a photo in Chinese, read through the same small lexicon
 - `qponder.data`: Rated photographs: what a score means, photos that can be trusted, the sample that ships, and a CSV of your own
 - `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
+- `qponder.expert`: What a teacher is asked, sentence by sentence, and why
 - `qponder.fast`: nano in plain PyTorch: one photo rated in the time it takes to import a framework
 - `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.

@@ -27,8 +27,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from safetensors import SafetensorError
 
+from .expert import EXPERT
 from .scale import QPonderError
-from .trace import EXPERT, REASON, SCORE_ONLY, prompt_hash
+from .trace import REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/13_run.ipynb #3b446201
 @dataclass(frozen=True)
