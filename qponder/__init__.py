@@ -9,7 +9,9 @@ Modules:
 - `qponder.expert`: What a teacher is asked, sentence by sentence, and why
 - `qponder.fast`: nano in plain PyTorch: one photo rated in the time it takes to import a framework
 - `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.
+- `qponder.marks`: What a judge is asked about a reasoning, and how its marks are read
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
+- `qponder.pairs`: Two photos put to a teacher: which one is better, and why?
 - `qponder.photo`: A photo, opened or refused
 - `qponder.rate`: The thing people call: one photo, two photos or a folder, rated with reasons
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
