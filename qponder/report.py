@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'STAGES', 'read_rows', 'read_json', 'svg', 'curve', 'draw_curves', 'said', 'scores', 'group', 'draw_scatter',
            'gain', 'paid', 'verdict', 'verdicts', 'thumbnail', 'extremes', 'card', 'table', 'metric_rows', 'missing',
-           'results', 'photos', 'alarm', 'training', 'distillation', 'record', 'headline', 'report', 'summary']
+           'results', 'photos', 'alarm', 'training', 'distillation', 'record', 'save_page', 'headline', 'report',
+           'summary']
 
 # %% ../nbs/12_report.ipynb #370babfe
 import json
@@ -382,6 +383,22 @@ details{margin:1em 0}summary{cursor:pointer}
 @media print{body{max-width:none;font-size:10pt;padding:0}h2,h3{break-after:avoid}
 .wide{overflow:visible}table{font-size:7.5pt}th,td{padding:.25em .35em}.cards{grid-template-columns:repeat(3,1fr)}}"""
 
+# %% ../nbs/12_report.ipynb #5ee85d0b
+def save_page(
+    path: Path, # where
+    title: str, # of the window; text
+    body: str, # HTML
+    css: str = '', # rules besides the usual ones
+) -> Path: # the same
+    "Write a self-contained page in one step"
+    page = ('<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<title>{escape(title)}</title><style>{_CSS}{css}</style><body>{body}</body></html>\n')
+    part = path.with_name(path.name + '.part')
+    part.write_text(page, encoding='utf-8', errors='backslashreplace')
+    os.replace(part, path)
+    return path
+
 # %% ../nbs/12_report.ipynb #b7e638ef
 def headline(
     run: Path, # a run folder
@@ -406,13 +423,7 @@ def report(
     name = escape(run.resolve().name)
     body = (f'<h1>Q-Ponder: {name}</h1><p class="lead">{escape(headline(run))}</p>{results(run)}'
             f'{training(run, "cold-start")}{training(run, "grpo")}{distillation(run)}{record(run)}')
-    page = ('<!doctype html><html lang="en"><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>Q-Ponder: {name}</title><style>{_CSS}</style><body>{body}</body></html>\n')
-    part = run / 'report.html.part'
-    part.write_text(page, encoding='utf-8')
-    os.replace(part, run / 'report.html')
-    return run / 'report.html'
+    return save_page(run / 'report.html', f'Q-Ponder: {run.resolve().name}', body)
 
 # %% ../nbs/12_report.ipynb #6d97cf1f
 def summary(

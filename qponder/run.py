@@ -27,8 +27,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from safetensors import SafetensorError
 
+from .expert import EXPERT, expert_prompt
 from .scale import QPonderError
-from .trace import EXPERT, REASON, SCORE_ONLY, prompt_hash
+from .trace import REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/13_run.ipynb #3b446201
 @dataclass(frozen=True)
@@ -392,7 +393,9 @@ def inputs(
     out = used(stage, run.settings) | {'data': run.parts.hash}
     if 'student' in out: out['student weights'] = student_sha(out['student'])
     out |= {parent: sha(run.folder / parent) for parent in stage.reads}
-    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in (EXPERT, REASON, SCORE_ONLY)}))
+    d = run.settings.stages.get('distill')
+    asked = expert_prompt(language=d.language, told=d.tell) if d else EXPERT
+    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in (asked, REASON, SCORE_ONLY)}))
 
 # %% ../nbs/13_run.ipynb #3c85d146
 def write_json(
@@ -552,7 +555,10 @@ def distill_stage(
 ) -> None:
     "The teacher writes a trace for every training photo"
     from qponder.distill import distill
-    distill(run.parts.train, run.teacher, run.folder / 'distill', run.settings.stages['distill'])
+    from qponder.served import served_examiner
+    s, served = run.settings.stages['distill'], run.settings.stages['served']
+    examiner = served_examiner(served, s.judge_model) if s.judge == 'served' else None
+    distill(run.parts.train, run.teacher, run.folder / 'distill', s, examiner)
 
 # %% ../nbs/13_run.ipynb #5cf7b066
 def traces(

@@ -57,7 +57,7 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit): main(['--help'])
     out = capsys.readouterr().out
-    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'rate', 'init', 'check', 'base'
+    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'sheet', 'rate', 'init', 'check', 'base'
     assert not [n for n in names if f'\n    {n} ' not in out]
 
 
@@ -85,6 +85,8 @@ def test_wrong_usage_is_code_2(args):
     (['run', '--set', 'teacher=served'], ['model is not set', 'served_model']),
     (['sft', '--name', 'new'], ['cold-start needs distill/kept.jsonl', 'not finished']),
     (['report', '--name', 'none'], ['none', 'there is no run here']),
+    (['sheet', '--name', 'none'], ['none/distill/traces.jsonl', 'run `qponder distill` first']),
+    (['run', '--set', 'distill_language=fr'], ['distill_language = fr', 'must be one of en, zh']),
 ])
 def test_mistakes_are_one_line(here, capsys, args, words):
     assert main(args) == 2

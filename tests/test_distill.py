@@ -1,5 +1,6 @@
 "The store survives interruption, asks nothing twice and invents nothing"
 import errno
+import json
 from dataclasses import replace
 from itertools import combinations, product
 from random import Random
@@ -12,8 +13,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 import qponder.distill as module
-from qponder.distill import (FILTERS, SUBJECTS, DistillSettings, MeasuredTeacher, Record, Request, combine, distill,
-                             judge, keep_table, load_records, main_fault, tone, write_reasoning)
+from qponder.distill import (FILTERS, FORBIDDEN, SUBJECTS, DistillSettings, MeasuredTeacher, Record, Request,
+                             Unanswered, combine, distill, forbidden_kind, judge, keep_table, load_records, main_fault,
+                             repeated, tone, write_reasoning)
+from qponder.marks import Marks, judge_prompt, read_marks
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.trace import ASPECTS, FAULTS, FINE, Trace, claims, parse, render, strip_numbers, well_formed
 
@@ -37,7 +40,7 @@ def test_reasoning_is_read_as_it_was_meant(faults, score, seed):
     text = write_reasoning(faults, score, rng=Random(seed))
     check_meaning(faults, score, text)
     assert claims(render(Trace(text, score))) == claims(text)
-    assert 30 <= len(text.split()) <= 50 and strip_numbers(text) == text
+    assert 30 <= len(text.split()) <= 50 and strip_numbers(text) == text and not forbidden_kind(text)
 
 
 def test_every_pair_of_faults_at_every_level():
@@ -233,6 +236,8 @@ fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=R
     (fine.split('. ', 1)[1] + ' It is a photo of a dog on a beach in the evening.', 3.0, 'aspects'),
     (write_reasoning({}, 4.4), 3.0, 'agreement'),
     (fine + ' the sea and the sky and the sea and the sky and the sea and the sky.', 3.0, 'repeats'),
+    (fine + ' This explains the rating.', 3.0, 'forbidden'),
+    (fine + ' I cannot judge more.', 3.0, 'forbidden'),
 ])
 def test_each_filter_drops_its_kind(text, said, verdict):
     assert judge(Record(score=3.0, raw=render(Trace(text, said))), DistillSettings()).verdict == verdict
@@ -251,12 +256,199 @@ def test_filters_never_raise_and_order_is_stable():
         record = Record(score=3.0, raw=raw)
         assert judge(record, DistillSettings()).verdict == 'grammar'
         assert all(f(record) in (True, False) for f in FILTERS.values())
-    assert list(FILTERS) == ['grammar', 'gap', 'length', 'numbers', 'aspects', 'agreement', 'repeats']
+    assert list(FILTERS) == ['grammar', 'gap', 'length', 'numbers', 'forbidden', 'aspects', 'agreement', 'repeats',
+                             'marked', 'faithful']
 
 
 def test_label_is_a_choice():
     text = write_reasoning({}, 3.3)
     record = Record(score=3.0, raw=render(Trace(text, 3.3)))
-    assert judge(record, DistillSettings()).target == 3.0
-    assert judge(record, DistillSettings(label='teacher')).target == 3.3
-    assert judge(record, DistillSettings()).gap == 0.3
+    human, teacher = judge(record, DistillSettings()), judge(record, DistillSettings(label='teacher'))
+    assert (human.target, human.label, teacher.target, teacher.label) == (3.0, 'human', 3.3, 'teacher')
+    assert human.gap == 0.3
+
+
+chinese = ('人物面部清晰，背景有轻微的噪点，没有明显的压缩痕迹，曝光正常，对比度略显不足，色彩自然。'
+           '主要问题是背景的噪点。总体质量一般。')
+
+
+@pytest.mark.parametrize('text, verdict', [
+    (chinese, 'kept'),
+    ('清晰，一般。', 'length'),
+    (chinese + '满分5分。', 'numbers'),
+    (chinese + '只值三分。', 'forbidden'),
+    (chinese.replace('色彩自然。', '。'), 'aspects'),
+    (chinese.replace('一般', '良好'), 'agreement'),
+    (chinese + '背景的噪点非常明显，' * 2, 'repeats'),
+])
+def test_filters_read_chinese(text, verdict):
+    assert judge(Record(score=3.0, raw=render(Trace(text, 3.0))), DistillSettings(language='zh')).verdict == verdict
+
+
+def test_what_is_forbidden_is_named_and_the_rest_is_not():
+    said = {'prompt': ('As instructed, sharp.', '按照要求描述'),
+            'score': ('the low Rating', 'MOS', '评分较低', '值三点五分'),
+            'raters': ('Raters mind it.', 'people thought it dull', '人们认为模糊'),
+            'damage': ('blurred on purpose', '人为劣化'),
+            'markup': ('**noise**', 'a\n- b', '<b>', '| a |'), 'refusal': ("I can't see it", 'As an AI', '抱歉')}
+    assert set(said) == set(FORBIDDEN)
+    for kind, texts in said.items(): assert [forbidden_kind(t) for t in texts] == [kind] * len(texts)
+    harmless = 'Stars over a stage.', 'a well-lit, high-contrast scene', 'Given the dim light, noisy'
+    for text in (*harmless, '三分之一的画面过暗', '以人为主体'): assert not forbidden_kind(text), text
+
+
+def test_repetition_in_chinese():
+    assert repeated(chinese) <= .1 < repeated('画面非常模糊，' * 4)
+
+
+class Named(MeasuredTeacher): name = 'measured-b5391f'
+
+
+def test_finished_distillations_are_not_asked_again(tmp_path):
+    rows = [dict(path='a.png', image=picture(0), score=3.26)]
+    records = distill(rows, Named(), tmp_path, DistillSettings(spoiled=1.5))
+    assert [(r.id, r.damage) for r in records] == [('0d69f64fe3ddc9c8', ''), ('e00835daede58b43', 'darken 3')]
+    assert {(r.prompt, r.prompt_hash) for r in records} == {('expert', '7e8acaaf71ce')}
+    new = 'prompt', 'label', 'examiner', 'marks'
+    old = [{k: v for k, v in json.loads(line).items() if k not in new} for line in open(tmp_path/'traces.jsonl')]
+    (tmp_path/'traces.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in old))
+
+    class Silent(Named):
+        def __call__(self, request): raise AssertionError('asked again')
+    assert [r.raw for r in distill(rows, Silent(), tmp_path, DistillSettings(spoiled=1.5))] == [r.raw for r in records]
+
+
+class Reader(Counting):
+    "A teacher that keeps the questions it is asked, and has an opinion of its own."
+    name = 'reader'
+
+    def __call__(self, request):
+        self.asked.append(request)
+        return render(Trace(write_reasoning(request.faults, 3.0), 3.0))
+
+
+def test_told_and_untold(rows, tmp_path):
+    scores = [1.2, 2.0, 2.9, 3.7, 4.5]
+    for tell in (True, False):
+        reader = Reader()
+        records = distill(rows, reader, tmp_path, DistillSettings(tell=tell))
+        assert [q.score for q in reader.asked] == (scores if tell else [None] * 5)
+        assert all((f'photo {score} on' in q.text) == tell for q, score in zip(reader.asked, scores))
+        assert [r.verdict for r in records] == ['gap', 'gap', 'kept', 'gap', 'gap'] and records[2].target == 2.9
+        assert {r.prompt for r in records} == {'expert' if tell else 'expert-untold'}
+    assert len(load_records(tmp_path/'traces.jsonl')) == 10
+    unrated = [{k: v for k, v in rows[0].items() if k != 'score'}]
+    with pytest.raises(QPonderError, match='0.png: .*tells the score.*distill_tell = no'):
+        distill(unrated, Reader(), tmp_path)
+
+
+def test_known_damage_is_told_to_those_who_read(rows, tmp_path):
+    reader = Reader()
+    records = distill(rows[:1], reader, tmp_path, DistillSettings(spoiled=2))
+    assert 'People rated' in reader.asked[0].text and len(records) == 3
+    assert all('damaged on purpose' in q.text and 'People rated' not in q.text for q in reader.asked[1:])
+    assert [r.prompt for r in records] == ['expert', 'expert-known', 'expert-known']
+
+
+def test_another_prompt_is_another_question(rows, tmp_path):
+    every = [DistillSettings(tell=t, language=g) for t in (True, False) for g in ('en', 'zh')]
+    ids = [r.id for s in every for r in distill(rows[:1], Reader(), tmp_path, s)]
+    assert len(set(ids)) == 4
+    for s in every[1:]:
+        with pytest.raises(QPonderError, match='distill_tell = yes.*teacher = served'):
+            distill(rows, MeasuredTeacher(), tmp_path/'measured', s)
+
+
+class Talker(Counting):
+    "Answers in prose, until it is told better."
+    name, better = 'talker', 10**6
+
+    def __call__(self, request):
+        self.asked.append(request.path)
+        good = render(Trace(write_reasoning(request.faults, request.score), request.score))
+        return good if len(self.asked) >= self.better else f'A lovely photo, number {len(self.asked)}!'
+
+
+@pytest.mark.parametrize('at_once', [1, 4])
+def test_prose_ends_a_run_early_and_is_kept(tmp_path, at_once):
+    rows = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(60)]
+    talker = Talker()
+    talker.at_once = at_once
+    with pytest.raises(QPonderError, match=r"talker: none of its first 20 .*'A lovely photo.*distill_trial = 0"):
+        distill(rows, talker, tmp_path)
+    assert 20 <= len(talker.asked) <= 20 + 3 * at_once
+    stored = load_records(tmp_path/'traces.jsonl')
+    assert len(stored) == len(talker.asked) and {r.verdict for r in stored} == {'grammar'}
+    later = Talker()
+    assert len(distill(rows, later, tmp_path, DistillSettings(trial=0))) == 60
+    assert len(later.asked) == 60 - len(stored)
+
+
+def test_one_good_answer_ends_the_trial(tmp_path):
+    rows = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(30)]
+    talker = Talker()
+    talker.better = 20
+    assert sum(r.verdict == 'kept' for r in distill(rows, talker, tmp_path)) == 11
+
+
+class Examiner:
+    "Gives marks by the list, and counts."
+    def __init__(self, *marks, name='judge'): self.marks, self.name, self.asked = marks, name, []
+
+    def __call__(self, request):
+        self.asked.append(request)
+        mark = self.marks[(len(self.asked) - 1) % len(self.marks)]
+        if isinstance(mark, Exception): raise mark
+        return mark if isinstance(mark, str) else json.dumps(dict(fidelity=mark, terminology=5, consistency=4))
+
+
+judged = DistillSettings(judge='served')
+
+
+def test_marks_decide_and_are_asked_for_once(rows, tmp_path):
+    examiner = Examiner(5, 2, 3, 'Five!', '{"fidelity": 9, "terminology": 5, "consistency": 5}')
+    records = distill(rows, Counting(), tmp_path, judged, examiner)
+    assert [r.verdict for r in records] == ['kept', 'faithful', 'kept', 'marked', 'marked']
+    table = keep_table(records)['dropped']
+    assert (table['marked'], table['faithful']) == (2, 1)
+    assert [read_marks(r.marks) for r in records[:2]] == [Marks(5, 5, 4), Marks(2, 5, 4)]
+    assert all(r.reasoning in q.text for q, r in zip(examiner.asked, records))
+    assert 'photo 1.2 on' in examiner.asked[0].text
+    again = Examiner(0)
+    assert distill(rows, Counting(), tmp_path, judged, again) == records and not again.asked
+    gentle = replace(judged, min_fidelity=2)
+    assert [r.verdict for r in distill(rows, Counting(), tmp_path, gentle, again)][:3] == ['kept'] * 3
+    assert not again.asked
+    other = Examiner(5, name='another')
+    assert [r.verdict for r in distill(rows, Counting(), tmp_path, judged, other)] == ['kept'] * 5
+    assert len(load_records(tmp_path/'traces.jsonl')) == 5
+    assert {r.verdict for r in distill(rows, Counting(), tmp_path)} == {'kept'}
+
+
+def test_only_what_the_other_filters_keep_is_marked(rows, tmp_path):
+    examiner = Examiner(5)
+    records = distill(rows, Counting(), tmp_path, replace(judged, max_words=5), examiner)
+    assert {r.verdict for r in records} == {'length'} and not examiner.asked
+
+
+def test_a_judge_in_trouble_costs_no_answer(rows, tmp_path):
+    teacher, examiner = Counting(), Examiner(5, Unanswered('busy'), 5, QPonderError('the key is refused'))
+    with pytest.raises(QPonderError, match='the key is refused'): distill(rows, teacher, tmp_path, judged, examiner)
+    assert len(teacher.asked) == 4
+    again, better = Counting(), Examiner(5)
+    records = distill(rows, again, tmp_path, judged, better)
+    assert (len(again.asked), len(better.asked)) == (1, 3) and [r.note for r in records] == [''] * 5
+    assert [r.verdict for r in records] == ['kept'] * 5 and load_records(tmp_path/'traces.jsonl') == records
+
+
+def test_a_judge_who_only_talks_ends_the_run(rows, tmp_path):
+    with pytest.raises(QPonderError, match="the judge: none of its first 3 .*'Fine!'"):
+        distill(rows, Counting(), tmp_path, replace(judged, trial=3), Examiner('Fine!'))
+    with pytest.raises(QPonderError, match='needs an examiner'): distill(rows, Counting(), tmp_path, judged)
+
+
+@given(st.text() | st.integers(-3, 9).map(lambda i: f'{{"fidelity": {i}, "terminology": {i}, "consistency": {i}}}'))
+def test_marks_are_read_or_not_but_never_invented(text):
+    read = read_marks(text)
+    assert read is None or json.loads(text) == vars(read) and all(0 <= m <= 5 for m in vars(read).values())
+    assert read_marks(judge_prompt(Trace(text.replace('<', ''), 3.0)).text) is None

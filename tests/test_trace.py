@@ -4,20 +4,26 @@ import unicodedata
 
 from hypothesis import given, strategies as st
 
+from qponder.chinese import GLOSSARY, chinese, gloss, is_chinese, units
+from qponder.expert import EXPERT, OUTLINES, damage_words, expert_prompt, fill
 from qponder.scale import HIGH, LEVELS, LOW, level, level_bounds
-from qponder.trace import (ASPECTS, EXPERT, FAULTS, FINE, REASON, SCORE_ONLY, Parsed, Status, Trace, claims, fill,
-                           parse, render, show_score, strip_numbers, student_prompt, well_formed)
+from qponder.trace import (ASPECTS, CHOICES, FAULTS, FINE, REASON, SCORE_ONLY, Parsed, Preference, Status, Trace,
+                           claims, parse, parse_preference, prompt_hash, render, render_preference, show_score,
+                           strip_numbers, student_prompt, well_formed)
 
 TAG = re.compile(r'<\s*/?\s*(think|answer)\s*>', re.IGNORECASE)
 scores = st.integers(100, 500).map(lambda i: i / 100)
 spaces = st.text(' \n\t\r', max_size=4)
 pieces = ['<think>', '</think>', '<answer>', '</answer>', '<THINK >', '</ answer>', '<', '>', '```', '{"rating": 3}',
           '3.4', '7', '-2', 'nan', '\uff11', '½', 'noise', 'not', 'sharp', 'good', 'overall', 'main', ',', '.', '\n',
-          ' ', '\x00', '’']
+          ' ', '\x00', '’', '没有', '噪点', '模糊', '，', '总体质量', '很差', '三', 'first']
 soup = st.lists(st.sampled_from(pieces) | st.text(max_size=6), max_size=25).map(''.join)
 plain = st.text(max_size=200).filter(lambda t: not TAG.search(t))
 phrases = [(n, d, f.words[d-1]) for n, f in FAULTS.items() for d in (1, 2, 3)]
 phrases += [(a, 0, p) for a in FINE for p in FINE[a]]
+
+
+every_prompt = [expert_prompt(kind, language, told) for kind, told in OUTLINES for language in ('en', 'zh')]
 
 
 def aspect(name): return FAULTS[name].aspect if name in FAULTS else name
@@ -104,7 +110,7 @@ def test_accepted_and_refused_answers():
 
 
 def test_prompts_that_are_parroted_earn_nothing():
-    for prompt in (REASON, SCORE_ONLY, EXPERT):
+    for prompt in (REASON, SCORE_ONLY, EXPERT, *every_prompt):
         assert parse(prompt.text).status is not Status.ok and not well_formed(prompt.text)
     assert len(REASON.text.split()) <= 60
     assert student_prompt('score') is SCORE_ONLY
@@ -162,3 +168,77 @@ def test_everyday_sentences():
 def test_level_and_its_bounds_agree(score):
     low, high = level_bounds(level(score))
     assert low <= score <= high
+
+
+@given(plain, st.sampled_from(CHOICES), spaces)
+def test_preferences_round_trip(reasoning, choice, space):
+    said = Preference(reasoning, choice)
+    assert parse_preference(render_preference(said)) == said
+    shouted = render_preference(said).replace(f'<answer>{choice}', f'{space}<ANSWER>{space}{choice.upper()}{space}')
+    assert parse_preference(shouted) == said and parse(render_preference(said)).score is None
+
+
+@given(soup)
+def test_no_preference_is_invented(text):
+    said = parse_preference(text)
+    assert said is None or said.choice in CHOICES and f'{said.choice}' in text.lower()
+    assert parse_preference(text + '<answer>second') is None
+
+
+def test_every_prompt_is_its_own_and_says_what_counts():
+    assert len({prompt_hash(p) for p in every_prompt}) == len({p.name for p in every_prompt}) == 12
+    assert prompt_hash(EXPERT) == '7e8acaaf71ce' and EXPERT == expert_prompt('single', 'en', True)
+    for prompt in every_prompt:
+        pair, zh = '-pair' in prompt.name, '-zh' in prompt.name
+        assert is_chinese(prompt.text) == zh
+        assert all((chinese(w) if zh else w) in prompt.text for w in LEVELS if not pair)
+        assert ('{score}' in prompt.text, '{choice}' in prompt.text) == \
+            (not pair and 'untold' not in prompt.name, pair and 'untold' not in prompt.name), prompt.name
+        assert ('{damage}' in prompt.text) == ('-known' in prompt.name)
+
+
+def test_filled_prompts_show_the_layout():
+    for prompt in every_prompt:
+        shown = '<think>' + fill(prompt, 3.4, damage='noise', choice='equal').text.split('<think>')[1]
+        told = 'untold' not in prompt.name
+        if '-pair' in prompt.name: assert (parse_preference(shown) is not None) == told
+        else: assert well_formed(shown) == told
+
+
+@given(soup)
+def test_what_is_filled_in_is_not_filled_again(text):
+    prompt = fill(expert_prompt('known'), 3.4, damage=text + '{score}')
+    assert text + '{score}' in prompt.text and '{damage}' not in prompt.text.replace(text, '')
+
+
+@given(st.sampled_from(list(FAULTS)), st.sampled_from([1, 2, 3]), st.sampled_from(LEVELS))
+def test_chinese_is_read_as_it_is_written(fault, degree, word):
+    seen, main = damage_words(fault, degree, 'zh'), chinese(FAULTS[fault].noun)
+    read = claims(f'画面存在{seen}。主要问题是{main}。总体质量{chinese(word)}。')
+    assert (read.faults, read.main, read.level) == ({fault: degree}, fault, word)
+
+
+def test_every_chinese_phrase_means_what_its_row_says():
+    for english, some in GLOSSARY.items():
+        for zh in some.split(): assert claims(f'画面{zh}。') == claims(f'It is {english}.'), zh
+    assert {f.noun for f in FAULTS.values()} <= set(GLOSSARY) and set(LEVELS) <= set(GLOSSARY)
+
+
+def test_chinese_denials_lists_and_degrees():
+    cases = {
+        '没有噪点、色偏或压缩痕迹': dict(noise=0, cast=0, blocking=0), '没有噪点，模糊明显': dict(noise=0, blur=2),
+        '噪点很少，但曝光严重不足': dict(noise=0, dark=3),
+        '背景噪点严重': dict(noise=3), '几乎没有可见的色带': dict(banding=0),
+        '不模糊': dict(blur=0), '有些偏色而且过曝': dict(cast=1, bright=2),
+        '反差自然，色差轻微': {}, '人与自然的照片': {},
+    }
+    for text, want in cases.items():
+        read = claims(text)
+        assert read.faults == {f: d for f, d in want.items() if d}, text
+        assert read.degrees == {FAULTS[f].aspect: d for f, d in want.items()}, text
+
+
+@given(st.text() | soup)
+def test_glossing_leaves_other_languages_alone(text):
+    assert not is_chinese(gloss(text)) and (is_chinese(text) or gloss(text) == text)
+    if not re.search('[，。、；：！？（）]', text): assert ''.join(units(text)) == ''.join(text.split())
