@@ -2,6 +2,8 @@
 
 Modules:
 
+- `qponder.adapt`: What of a student is trained, what is kept of it, and the proof that the two are the same
+- `qponder.audit`: Before hours are spent: every photo's tokens are counted, and nothing will be cut off
 - `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
 - `qponder.data`: Rated photographs: what a score means, photos that can be trusted, the sample that ships, and a CSV of your own
 - `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
@@ -13,6 +15,7 @@ Modules:
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
 - `qponder.see`: Before it explains anything, a small student's tower learns what people mind
 - `qponder.served`: A large model behind an address writes the traces
-- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
+- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI.
+- `qponder.tiny`: The large students' architectures in miniature, without weights: to try a pipeline before a model is fetched"""
 
 __version__ = "0.6.0"
