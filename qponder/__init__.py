@@ -2,6 +2,8 @@
 
 Modules:
 
+- `qponder.adapt`: What of a student is trained, what is kept of it, and the proof that the two are the same
+- `qponder.audit`: Before hours are spent: every photo's tokens are counted, and nothing will be cut off
 - `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
 - `qponder.chinese`: What is said of a photo in Chinese, read through the same small lexicon
 - `qponder.consistency`: Does the reasoning lead to the score, and does it describe this photo? Rules that read it, and gates that pay for it
@@ -23,6 +25,7 @@ Modules:
 - `qponder.see`: Before it explains anything, a small student's tower learns what people mind
 - `qponder.served`: A large model behind an address writes the traces
 - `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI.
-- `qponder.sheet`: Kept and dropped traces with their photos on one page, to be looked through before anybody learns from them"""
+- `qponder.sheet`: Kept and dropped traces with their photos on one page, to be looked through before anybody learns from them
+- `qponder.tiny`: The large students' architectures in miniature, without weights: to try a pipeline before a model is fetched"""
 
 __version__ = "0.6.0"

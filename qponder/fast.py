@@ -123,7 +123,8 @@ def policy_of(
     pixels: dict, # the configuration of an image processor
 ) -> dict: # to store and compare
     "The fields that decide which pixels a model sees."
-    keys = 'size', 'resample', 'image_mean', 'image_std', 'min_pixels', 'max_pixels', 'do_center_crop'
+    keys = ('size', 'resample', 'image_mean', 'image_std', 'min_pixels', 'max_pixels', 'do_center_crop',
+            'max_image_size', 'do_image_splitting', 'crop_to_patches', 'max_patches', 'image_grid_pinpoints')
     return {k: pixels[k] for k in keys if pixels.get(k) is not None}
 
 # %% ../nbs/05a_fast.ipynb #bc45aed6

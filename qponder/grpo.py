@@ -11,7 +11,7 @@ begins with a pre-flight on real rollouts that stops with a named cause. The tra
 
 # %% auto #0
 __all__ = ['GRPOSettings', 'grpo_row', 'grpo_rows', 'consistency_reader', 'Preflight', 'check_preflight', 'preflight', 'Alarm',
-           'grpo_config', 'grpo']
+           'grpo_config', 'SameOrder', 'grpo']
 
 # %% ../nbs/09_grpo.ipynb #4d82b819
 import json
@@ -25,11 +25,14 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
+from .adapt import StudentSettings, adapter_config, save_trained, set_tower
+from .audit import audit
 from .consistency import Answer
 from .distill import Record
 from .fast import fast_bf16
-from .model import Student, generate, remember, save_student, share_prompts
+from .model import Student, generate, remember, share_prompts
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
 from .reward import RewardSettings, add_up, check_needs, own_parts, trl_rewards
@@ -212,6 +215,15 @@ def grpo_config(
         use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
         num_completions_to_print=0, report_to=[], disable_tqdm=not progress)
 
+# %% ../nbs/09_grpo.ipynb #31256e82
+class SameOrder(TrainerCallback):
+    "Let a training that goes on meet the photos in the order of one that was never stopped."
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = train_dataloader.batch_sampler
+        while not isinstance(sampler, RepeatSampler):
+            sampler = getattr(sampler, 'sampler', None) or sampler.batch_sampler
+        for _ in range(int(state.epoch or 0)): next(iter(sampler))
+
 # %% ../nbs/09_grpo.ipynb #dc4d26cd
 def grpo(
     student: Student, # the cold-started one, trained in place
@@ -223,20 +235,23 @@ def grpo(
     seed: int = 0, # of photos and sampling
     progress: bool = False, # show a progress bar
     judge: Callable[[Answer], str] | None = None, # for a consistency that a judge reads
+    how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
     out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records, settings.score_only_every)
-    share_prompts(remember(student.model, len(records) + len(val or ())))
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step, settings.scale_rewards)
-    reader, slow = consistency_reader(student, records, rewards, log.path.parent, judge)
+    out.mkdir(parents=True, exist_ok=True)
+    audit(student, rows, settings.max_completion_length, out)
+    set_tower(share_prompts(remember(student.model, len(records) + len(val or ()))), how.tower)
+    reader, slow = consistency_reader(student, records, rewards, out, judge)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
     if settings.preflight_prompts and not newest:
         check_preflight(preflight(student, grpo_rows(records), settings, rewards, seed, reader=reader), settings)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
-        train_dataset=rows, processing_class=student.processor,
-        callbacks=[log, Alarm(log), Validate(student, val, settings.eval_every, log), *slow])
+        train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
+        callbacks=[log, Alarm(log), SameOrder(), Validate(student, val, settings.eval_every, log), *slow])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=restore(student, newest))
-    return save_student(student, out / 'model')
+    return save_trained(student, trainer.model, out)

@@ -373,7 +373,7 @@ def encode(
     ask = messages(student_prompt(mode))
     chat = student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
     return student.processor(text=[chat] * len(images), images=[[im] for im in images], padding=True,
-                             return_tensors='pt')
+                             padding_side='left', add_special_tokens=False, return_tensors='pt')
 
 # %% ../nbs/06_model.ipynb #0be134fa
 @torch.no_grad()
@@ -474,12 +474,13 @@ def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
     device: str = 'cpu', # where to put it
     photos: int = 64, # how many photos a frozen tower remembers
+    **how: object, # of `from_pretrained`, such as quantization_config
 ) -> Student:
     "Load a student and check its image policy. Raises QPonderError if there is no such checkpoint."
     keep_memory()
     folder = checkpoint(name)
     try:
-        with no_bars(): model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        with no_bars(): model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **how)
         processor = by_pil(AutoProcessor.from_pretrained(folder))
     except (OSError, ValueError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '

@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces',
-           'watch', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of', 'run_stages']
+           'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -168,6 +168,7 @@ class Common:
 # %% ../nbs/13_run.ipynb #c7220b7c
 def stage_settings() -> dict[str, type]: # prefix -> dataclass
     "The dataclass behind each prefix"
+    from qponder.adapt import StudentSettings
     from qponder.distill import DistillSettings
     from qponder.grpo import GRPOSettings
     from qponder.reward import RewardSettings
@@ -175,7 +176,7 @@ def stage_settings() -> dict[str, type]: # prefix -> dataclass
     from qponder.served import ServedSettings
     from qponder.sft import SFTSettings
     return {'served': ServedSettings, 'distill': DistillSettings, 'see': SeeSettings, 'sft': SFTSettings,
-            'reward': RewardSettings, 'grpo': GRPOSettings}
+            'reward': RewardSettings, 'grpo': GRPOSettings, 'student': StudentSettings}
 
 # %% ../nbs/13_run.ipynb #bfaab39c
 def known_keys(
@@ -211,6 +212,11 @@ class Settings:
     preset: str # the section it was read from
     common: Common # the keys without a prefix
     stages: dict[str, Any] # prefix -> the stage's own settings
+
+    def __post_init__(self):
+        whole = [k for k, n in (('see', 'epochs'), ('student', 'lora_rank')) if getattr(self.stages.get(k), n, 0)]
+        if len(whole) > 1: raise QPonderError('see_epochs and student_lora_rank do not go together: an adapter needs '
+                                              'weights that stay, and the tower gets others; set one of them to 0')
 
     def flat(self) -> dict[str, Any]: # key as in settings.ini -> value
         "All settings as the file would name them"
@@ -425,7 +431,8 @@ def disk_error(
     return None
 
 # %% ../nbs/13_run.ipynb #d231b8ae
-_PACKAGES = ('qponder', 'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'pillow', 'scikit-image')
+_PACKAGES = ('qponder', 'torch', 'transformers', 'trl', 'peft', 'bitsandbytes', 'datasets', 'numpy', 'pillow',
+             'scikit-image')
 
 # %% ../nbs/13_run.ipynb #5510084c
 def versions() -> dict[str, str]: # package -> version
@@ -575,28 +582,46 @@ def watch(
     "What the two trainings have in common"
     return dict(val=run.parts.val, seed=run.settings.common.seed, progress=run.progress)
 
+# %% ../nbs/13_run.ipynb #545dc485
+def check_stage(
+    run: Run, # settings
+    stage: str, # 'cold-start' or 'grpo', trained and saved
+    base: str | Path, # what it began with
+) -> None:
+    "Load what a stage saved and compare; a nano that was trained in full is left out"
+    import torch
+    from qponder.adapt import check_saved
+    from qponder.fast import is_nano
+    how, out = run.settings.stages['student'], run.folder / stage
+    if is_nano(out / 'model') and not how.lora_rank: return
+    check_saved(out, base, how, 'cuda' if torch.cuda.is_available() else 'cpu')
+
 # %% ../nbs/13_run.ipynb #1dc9e78f
 def cold_start_stage(
     run: Run, # with a finished distillation
 ) -> None:
     "The student's tower learns to see, if the settings say so; then it learns to write such traces: Q-Ponder-CI"
-    from qponder.model import load_student
+    from qponder.adapt import load_trainee
     from qponder.see import see
     from qponder.sft import cold_start
-    student, stages = load_student(run.settings.common.student), run.settings.stages
-    out = run.folder / 'cold-start'
+    name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
+    student = load_trainee(name, stages['student'])
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
-    cold_start(student, traces(run), out, stages['sft'], **watch(run))
+    cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
+    del student
+    check_stage(run, 'cold-start', name)
 
 # %% ../nbs/13_run.ipynb #66bf2014
 def grpo_stage(
     run: Run, # with a finished cold start
 ) -> None:
     "The student is rewarded for being right and consistent: Q-Ponder"
+    from qponder.adapt import load_trainee
     from qponder.grpo import grpo
-    from qponder.model import load_student
-    student, stages = load_student(run.folder / 'cold-start' / 'model'), run.settings.stages
-    grpo(student, traces(run), run.folder / 'grpo', stages['grpo'], stages['reward'], judge=run.judge, **watch(run))
+    begun, stages = run.folder / 'cold-start' / 'model', run.settings.stages
+    grpo(load_trainee(begun, stages['student']), traces(run), run.folder / 'grpo', stages['grpo'], stages['reward'],
+         **watch(run), judge=run.judge, how=stages['student'])
+    check_stage(run, 'grpo', begun)
 
 # %% ../nbs/13_run.ipynb #348dcff6
 def evaluate_stage(
@@ -605,15 +630,21 @@ def evaluate_stage(
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
-    students, p = {'base': run.settings.common.student} | trained, run.parts
+    base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
+    if how.min_pixels or how.max_pixels:
+        from qponder.adapt import load_trainee
+        base = load_trainee(base, replace(how, quantise='none'))
+    students = {'base': base} | trained
     evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', run.settings.stages['reward'])
 
 # %% ../nbs/13_run.ipynb #b8d132fb
 STAGES = (
     Stage('distill', distill_stage, ('teacher', 'served_model', 'served_temperature', 'served_max_tokens', 'distill_')),
-    Stage('cold-start', cold_start_stage, ('student', 'see_', 'sft_'), ('distill/kept.jsonl',)),
-    Stage('grpo', grpo_stage, ('grpo_', 'reward_', 'served_model'), ('distill/kept.jsonl', 'cold-start/model')),
-    Stage('evaluate', evaluate_stage, ('student', 'reward_'), ('cold-start/model', 'grpo/model')),
+    Stage('cold-start', cold_start_stage, ('student', 'student_', 'see_', 'sft_'), ('distill/kept.jsonl',)),
+    Stage('grpo', grpo_stage, ('student_', 'grpo_', 'reward_', 'served_model'),
+          ('distill/kept.jsonl', 'cold-start/model')),
+    Stage('evaluate', evaluate_stage, ('student', 'student_min_pixels', 'student_max_pixels', 'reward_'),
+          ('cold-start/model', 'grpo/model')),
 )
 
 # %% ../nbs/13_run.ipynb #5baea205

@@ -28,10 +28,12 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from .adapt import StudentSettings, adapter_config, save_trained, set_tower
+from .audit import audit
 from .degrade import spoil
 from .distill import Record
 from .fast import SCORES, fast_bf16, level_token_ids, score_token_ids
-from .model import Student, generate, no_bars, remember, save_student
+from .model import Student, generate, no_bars, remember
 from .photo import open_image, photo_view
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
 from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt
@@ -286,8 +288,8 @@ def restore(
     student: Student, # its weights are replaced in place
     checkpoint: Path | None, # from `newest_checkpoint`
 ) -> Path | None: # `checkpoint`, for the trainer, which restores optimiser, schedule and random state from it
-    "Put a checkpoint's weights into `student`; any that is missing is an error."
-    if checkpoint:
+    "Put a checkpoint's weights into `student`; any that is missing is an error. An adapter is left to the trainer."
+    if checkpoint and not (checkpoint / 'adapter_config.json').exists():
         with no_bars(): saved = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         student.model.load_state_dict(saved.state_dict())
     return checkpoint
@@ -355,16 +357,19 @@ def cold_start(
     val: Dataset | None = None, # validation rows with `path` and `score`
     seed: int = 0, # of the order of rows
     progress: bool = False, # show a progress bar
+    how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
     "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
     out, log = Path(out), JsonlLog(Path(out) / 'log.jsonl')
     rows = sft_rows(records, settings.score_only_every)
-    remember(student.model, len(records) + len(val or ()))
+    out.mkdir(parents=True, exist_ok=True)
+    audit(student, rows, out=out)
+    set_tower(remember(student.model, len(records) + len(val or ())), how.tower)
     loss = partial(trace_loss, **loss_terms(student.processor.tokenizer, records, settings))
     student.model.config.score_percentiles = population(records)
     trainer = TraceTrainer(student.model, args=sft_config(out, settings, seed, progress), train_dataset=rows,
-        processing_class=student.processor, trace_loss=loss,
+        processing_class=student.processor, trace_loss=loss, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=restore(student, newest_checkpoint(out / 'checkpoints')))
-    return save_student(student, out / 'model')
+    return save_trained(student, trainer.model, out)

@@ -193,7 +193,7 @@ def test_every_key_of_the_stages_stands_in_the_file():
 @pytest.mark.parametrize('preset', ['nano', 'nano-biq2021', 'qwen2.5-vl-7b'])
 def test_presets_are_valid(preset):
     settings = read_settings(preset, ROOT/'settings.ini')
-    assert set(settings.stages) == {'served', 'distill', 'reward', 'see', 'sft', 'grpo'}
+    assert set(settings.stages) == {'served', 'distill', 'reward', 'see', 'sft', 'grpo', 'student'}
 
 
 def test_defaults_in_the_file_are_those_of_the_code():

@@ -1,0 +1,318 @@
+"Every architecture that TRL trains goes the whole way; adapters are kept; a training goes on as if never stopped."
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from qponder import adapt, sft
+from qponder import grpo as page
+from qponder.adapt import StudentSettings, adapter_config, check_saved, load_trainee, score_chances
+from qponder.audit import audit, photo_size
+from qponder.distill import Record
+from qponder.fast import SCORES
+from qponder.grpo import GRPOSettings, grpo
+from qponder.model import load_student, save_student
+from qponder.photo import open_image, pristine
+from qponder.rate import Rater
+from qponder.run import Run, check_stage, read_settings
+from qponder.scale import QPonderError
+from qponder.sft import SFTSettings, cold_start, newest_checkpoint, sft_rows
+from qponder.tiny import KINDS, tiny_vlm
+from qponder.trace import Trace, render
+
+ALL = ['llava', *KINDS]
+SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))
+RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
+SFT = SFTSettings(epochs=4, batch_size=1, score_only_every=0, eval_every=100, save_every=4, learning_rate=.01)
+GRPO = GRPOSettings(steps=4, group_size=4, prompts_per_step=2, rollouts_per_pass=4, max_completion_length=8,
+                    save_every=2, eval_every=100, preflight_prompts=0, temperature=1.5, learning_rate=.001)
+SMALL = StudentSettings(lora_rank=4)
+
+pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Sums in one order: equal means equal to the last bit."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def length(student, text, image):
+    "What the stock collator would make of a row, in tokens."
+    return student.processor(text=[text], images=[[image]], add_special_tokens=False)['input_ids']
+
+
+# the whole way
+
+@pytest.mark.parametrize('kind', ALL)
+def test_sft_grpo_and_rating(kind, tmp_path):
+    student = tiny_vlm(kind)
+    ci = cold_start(student, RECORDS, tmp_path/'sft', replace(SFT, epochs=60, batch_size=2, learning_rate=.02,
+                                                               score_weight=0, claim_weight=0, save_every=1000))
+    trained = grpo(load_student(ci), RECORDS, tmp_path/'grpo', replace(GRPO, steps=1, max_completion_length=32))
+    rating = Rater(trained).rate(pristine()[0])
+    assert rating.status == 'ok' and 1 <= rating.score <= 5 and rating.reasoning.startswith('Overall')
+    assert all(json.loads((tmp_path/stage/'audit.json').read_text())['rows'] == 2 for stage in ('sft', 'grpo'))
+
+
+# what is counted
+
+@pytest.mark.parametrize('kind', ALL)
+def test_the_audit_counts_what_the_trainer_gets(kind, tmp_path):
+    student = tiny_vlm(kind)
+    shapes = ((768, 512), (90, 300), (40, 40))
+    for i, shape in enumerate(shapes): open_image(pristine()[i]).resize(shape).save(tmp_path/f'{i}.png')
+    records = [replace(RECORDS[i % 2], path=str(tmp_path/f'{i}.png')) for i in range(3)]
+    rows = sft_rows(records, 1)
+    found = audit(student, rows)
+    collate = DataCollatorForVisionLanguageModeling(processor=student.processor, max_length=None)
+    batches = [collate([row]) for row in rows]
+    images = [int((b['input_ids'] == student.model.config.image_token_id).sum()) for b in batches]
+    lengths = [b['attention_mask'].sum().item() for b in batches]
+    assert found.rows == 6 and found.sizes == 3 and found.image[0] >= min(images) > 0
+    assert abs(found.total[2] - max(lengths)) <= 2 and abs(found.total[0] - min(lengths)) <= 2
+    whole = student.model(**{k: v for k, v in batches[0].items() if k != 'labels'}).logits
+    assert whole.shape[1] == batches[0]['input_ids'].shape[1]
+
+
+def test_nothing_is_cut_off(tmp_path):
+    assert sft.sft_config(tmp_path, SFT).max_length is None
+    with pytest.raises(ValueError, match='(?i)truncat|mismatch'):
+        student = tiny_vlm('qwen2.5-vl')
+        collate = DataCollatorForVisionLanguageModeling(processor=student.processor, max_length=10)
+        student.model(**{k: v for k, v in collate([sft_rows(RECORDS, 0)[0]]).items() if k != 'labels'})
+
+
+def test_a_context_that_is_too_short_stops_before_training(tmp_path):
+    student = tiny_vlm('qwen2.5-vl')
+    student.model.config.text_config.max_position_embeddings = 100
+    with pytest.raises(QPonderError, match=f'{pristine()[0].name}.*student_max_pixels|{pristine()[1].name}'):
+        cold_start(student, RECORDS, tmp_path, SFT)
+    assert not list(tmp_path.glob('checkpoints/*'))
+
+
+def test_an_audit_reads_headers_only(tmp_path, monkeypatch):
+    "Twenty thousand rows about a thousand files take no more than three decoded photos."
+    paths = [str(tmp_path/f'{i}.png') for i in range(200)]
+    for i, path in enumerate(paths): open_image(pristine()[0]).resize((40 + i, 60)).save(path)
+    opened, real = [], open_image
+    monkeypatch.setattr('qponder.audit.open_image', lambda path: opened.append(path) or real(path))
+    rows = Dataset.from_list([dict(path=p, prompt=sft.asked(RECORDS[0])['prompt']) for p in paths * 5])
+    found = audit(tiny_vlm('qwen2.5-vl'), rows, room=10)
+    assert found.rows == 1000 and found.sizes == 200 and len(opened) <= 3
+
+
+def test_a_turned_photo_is_measured_upright(tmp_path):
+    from PIL import Image
+    for turn in range(1, 9):
+        note = Image.Exif()
+        note[0x0112] = turn
+        Image.new('RGB', (60, 40)).save(tmp_path/f'{turn}.jpg', exif=note)
+        assert photo_size(tmp_path/f'{turn}.jpg') == open_image(tmp_path/f'{turn}.jpg').size
+
+
+# adapters
+
+@pytest.mark.parametrize('kind', ALL)
+def test_an_adapter_survives_saving(kind, tmp_path):
+    base = save_student(tiny_vlm(kind), tmp_path/'base')
+    student = load_trainee(base, SMALL)
+    before = {k: v.clone() for k, v in student.model.state_dict().items()}
+    cold_start(student, RECORDS, tmp_path/'sft', SFT, how=SMALL)
+    gaps = check_saved(tmp_path/'sft', base, SMALL)
+    assert gaps['adapter from base'] > 1e-3 and gaps['model from adapter'] < 1e-4
+    after = load_student(tmp_path/'sft'/'model').model.state_dict()
+    moved = {k for k, v in before.items() if k in after and not torch.allclose(v, after[k].to(v.dtype), atol=1e-6)}
+    towers = adapt.tower_weights(tiny_vlm(kind).model)
+    assert moved and not moved & set(towers)
+
+
+def test_an_adapter_goes_through_grpo_and_its_stage_is_checked(tmp_path):
+    ci = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'cold-start'/'model')
+    settings = read_settings('nano', None, ['student_lora_rank=4'])
+    student = load_trainee(ci, SMALL)
+    grpo(student, RECORDS, tmp_path/'grpo', replace(GRPO, steps=1, beta=.01), how=SMALL)
+    run = Run(tmp_path, settings)
+    check_stage(run, 'grpo', ci) if changed(tmp_path/'grpo', ci) else pytest.raises(
+        QPonderError, check_stage, run, 'grpo', ci)
+    assert len(json.loads((tmp_path/'grpo'/'check.json').read_text())['scores']['adapter']) == 8
+
+
+def changed(stage, base):
+    "Whether a training has changed any weight."
+    old, new = (load_student(folder).model.state_dict() for folder in (base, stage/'model'))
+    return any(not torch.equal(v, new[k]) for k, v in old.items())
+
+
+def test_weights_of_another_base_are_noticed(tmp_path):
+    base = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'base')
+    cold_start(load_trainee(base, SMALL), RECORDS, tmp_path/'sft', SFT, how=SMALL)
+    save_student(tiny_vlm('qwen2.5-vl', seed=1), tmp_path/'sft'/'model')
+    with pytest.raises(QPonderError, match='points apart'): check_saved(tmp_path/'sft', base, SMALL)
+
+
+@pytest.mark.parametrize('kind', ['qwen2.5-vl', 'llava'])
+def test_a_trained_tower_moves(kind, tmp_path):
+    student = tiny_vlm(kind)
+    before = {k: v.detach().clone() for k, v in adapt.tower_weights(student.model).items()}
+    cold_start(student, RECORDS, tmp_path, SFT, how=StudentSettings(tower='trained'))
+    after = load_student(tmp_path/'model').model.state_dict()
+    assert any(not torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_chances_by_hand():
+    "Digit after digit, without a batch: the chance of 3.7 among the 41."
+    student, photo = tiny_vlm('smolvlm'), open_image(pristine()[0])
+    words, inputs = student.processor.tokenizer, adapt.encode(student, [photo], 'score')
+    marks = []
+    for score in SCORES:
+        ids = torch.tensor([words(f'<answer>{score}')['input_ids']])
+        rows = torch.cat([inputs['input_ids'], ids], 1)
+        more = {k: v for k, v in inputs.items() if k not in ('input_ids', 'attention_mask')}
+        with torch.no_grad(): logits = student.model(input_ids=rows, **more).logits[0, -ids.shape[1] - 1:-1]
+        marks.append(logits.log_softmax(-1)[torch.arange(ids.shape[1]), ids[0]].sum())
+    assert torch.allclose(torch.stack(marks).softmax(0), score_chances(student, photo), atol=1e-5)
+
+
+# four bits
+
+def test_four_bits_need_an_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(adapt, 'find_spec', lambda name: None)
+    base = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'base')
+    with pytest.raises(QPonderError, match=r'qponder\[quantised\]'):
+        load_trainee(base, replace(SMALL, quantise='4bit'))
+
+
+@pytest.mark.skipif(not find_spec('bitsandbytes'), reason='needs the extra quantised')
+def test_an_adapter_over_four_bits_survives_saving(tmp_path):
+    base, how = save_student(tiny_vlm('qwen2.5-vl', width=64), tmp_path/'base'), replace(SMALL, quantise='4bit')
+    student = load_trainee(base, how)
+    assert type(student.model.model.language_model.layers[0].mlp.up_proj).__name__ == 'Linear4bit'
+    cold_start(student, RECORDS, tmp_path/'sft', SFT, how=how)
+    gaps = check_saved(tmp_path/'sft', base, how)
+    assert gaps['adapter from base'] > 10 * gaps['model from adapter']
+    assert 'quantization_config' not in json.loads((tmp_path/'sft'/'model'/'config.json').read_text())
+
+
+# settings
+
+@pytest.mark.parametrize('line, says', [
+    (['student_quantise=4bit'], 'student_lora_rank'), (['student_quantise=8bit'], 'none, 4bit'),
+    (['student_tower=thawed'], 'frozen, trained'), (['student_lora_rank=-1'], 'student_lora_rank = -1'),
+    (['student_min_pixels=9', 'student_max_pixels=4'], 'more than max_pixels'),
+    (['student_lora_rank=4', 'see_epochs=1'], 'do not go together')])
+def test_impossible_settings(line, says):
+    with pytest.raises(QPonderError, match=says): read_settings('nano', None, line)
+
+
+def test_pixel_limits_are_part_of_the_policy(tmp_path):
+    base = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'base')
+    out = cold_start(load_trainee(base, replace(SMALL, max_pixels=5000)), RECORDS, tmp_path/'sft', SFT)
+    assert load_student(out).policy['size']['longest_edge'] == 5000
+    with pytest.raises(QPonderError, match='by itself'): load_trainee('nano-base', replace(SMALL, max_pixels=5000))
+
+
+# stopped, and gone on
+
+def stopped(call, callback, method, at, monkeypatch):
+    "Pull the plug after the step `at`."
+    real = getattr(callback, method)
+    def pulled(self, args, state, control, **kwargs):
+        if state.global_step > at: raise KeyboardInterrupt
+        return real(self, args, state, control, **kwargs)
+    monkeypatch.setattr(callback, method, pulled)
+    with pytest.raises(KeyboardInterrupt): call()
+    monkeypatch.setattr(callback, method, real)
+
+
+def flat(value, name=''):
+    "Everything that a checkpoint's file holds, by its place."
+    if isinstance(value, dict): return {k: v for key, v in value.items() for k, v in flat(v, f'{name}/{key}').items()}
+    if isinstance(value, (list, tuple)): return flat(dict(enumerate(value)), name)
+    return {name: value}
+
+
+def alike(a, b):
+    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+def same_checkpoints(one, two):
+    "Parameters, optimiser, schedule, sampler position and random states are equal to the last bit."
+    from safetensors.torch import load_file
+    weights = [sorted(p.name for p in c.glob('*.safetensors')) for c in (one, two)]
+    assert weights[0] == weights[1] != []
+    for name in weights[0]: assert all(torch.equal(v, load_file(two/name)[k]) for k, v in load_file(one/name).items())
+    for name in ('optimizer.pt', 'scheduler.pt', 'rng_state.pth'):
+        a, b = (flat(torch.load(c/name, weights_only=False)) for c in (one, two))
+        assert a.keys() == b.keys() and (differ := [k for k in a if not alike(a[k], b[k])]) == [], (name, differ)
+    a, b = (json.loads((c/'trainer_state.json').read_text()) for c in (one, two))
+    assert (a['global_step'], a['epoch']) == (b['global_step'], b['epoch'])
+
+
+@pytest.mark.parametrize('kind, how', [('llava', StudentSettings()), ('qwen2.5-vl', SMALL)])
+def test_sft_goes_on_as_if_never_stopped(kind, how, tmp_path, monkeypatch):
+    "Four photos, a row at a time, three steps, a stop in the middle of the first pass, three more."
+    photos = [replace(RECORDS[i % 2], path=str(p)) for i, p in enumerate(pristine()[:4])]
+    settings = replace(SFT, epochs=1.5, save_every=3)
+    train = lambda name: cold_start(tiny_vlm(kind), photos, tmp_path/name, settings, how=how)
+    train('whole')
+    stopped(lambda: train('parts'), sft.Validate, 'on_step_end', 3, monkeypatch)
+    assert newest_checkpoint(tmp_path/'parts'/'checkpoints').name == 'checkpoint-3'
+    train('parts')
+    same_checkpoints(*(tmp_path/name/'checkpoints'/'checkpoint-6' for name in ('whole', 'parts')))
+    one, two = (load_student(tmp_path/name/'model').model.state_dict() for name in ('whole', 'parts'))
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+@pytest.mark.parametrize('kind, how', [('llava', StudentSettings()), ('qwen2.5-vl', SMALL)])
+def test_grpo_goes_on_as_if_never_stopped(kind, how, tmp_path, monkeypatch):
+    "Six photos, two an update: two updates, a stop, two more, of which the second belongs to the second pass."
+    photos = [replace(RECORDS[i % 2], path=str(p)) for i, p in enumerate(pristine())]
+    asked, real = [], page.trl_rewards
+    def rewards(settings):
+        "Rewards that a babbler can earn, and a note of the photos that were shown."
+        def length(completions, path, **kwargs):
+            asked.append(path)
+            return [len(c[0]['content']) / 100 for c in completions]
+        return [length], [1.]
+    monkeypatch.setattr(page, 'trl_rewards', rewards)
+    train = lambda name: grpo(tiny_vlm(kind), photos, tmp_path/name, GRPO, how=how)
+    train('whole')
+    whole, asked[:] = list(asked), []
+    stopped(lambda: train('parts'), page.Alarm, 'on_log', 2, monkeypatch)
+    asked[:] = asked[:2]
+    train('parts')
+    assert asked == whole and len(whole) == 4 and real
+    same_checkpoints(*(tmp_path/name/'checkpoint-4' for name in ('whole', 'parts')))
+    assert changed(tmp_path/'whole', save_student(tiny_vlm(kind), tmp_path/'begun'))
+
+
+@pytest.mark.slow
+def test_grpo_goes_on_in_any_pass(tmp_path, monkeypatch):
+    "Two photos, two an update: every update is a pass with a shuffle of its own."
+    photos = [replace(RECORDS[i % 2], path=str(p)) for i, p in enumerate(pristine()[:4])]
+    how = replace(GRPO, steps=8, save_every=1)
+    train = lambda name, upto: grpo(tiny_vlm('llava'), photos, tmp_path/name, replace(how, steps=upto))
+    train('whole', 8)
+    for at in (2, 3, 5):
+        stopped(lambda: train(f'parts{at}', 8), page.Alarm, 'on_log', at, monkeypatch)
+        train(f'parts{at}', 8)
+        same_checkpoints(*(tmp_path/name/'checkpoint-8' for name in ('whole', f'parts{at}')))
+
+
+def test_adapters_leave_the_head_and_a_frozen_tower_alone():
+    for kind in ALL:
+        model = tiny_vlm(kind).model
+        named = adapter_config(model, SMALL).target_modules
+        seeing = {n.removesuffix('.weight') for n in adapt.tower_weights(model)}
+        assert named and 'lm_head' not in named and not set(named) & seeing
