@@ -104,7 +104,7 @@ def test_two_steps_with_every_reward(taught, tmp_path, name):
         means = {k.split('/')[1]: v for k, v in row.items() if k.startswith('rewards/') and k.endswith('/mean')}
         assert set(means) == paid and all(0 <= v <= 1 or np.isnan(v) for v in means.values())
         assert 0 <= row['reward'] <= 1
-        if 'rank' in paid: assert row['rank/compared'] in (0, .5, 1)
+    assert 'rank' not in paid or any(row['rank/compared'] == 1 for row in log), 'two photos, learned from in two passes'
     assert (tmp_path/'text_scorer.json').exists() == (name == 'text')
 
 
