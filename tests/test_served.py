@@ -154,12 +154,12 @@ def test_other_prompts_reach_the_server(proxy, tmp_path):
     Proxy.moods = ['ok']
     rows = [dict(path=str(pristine()[0]), score=3.), dict(path=str(pristine()[1]), score=2.)]
     untold = DistillSettings(tell=False, language='zh', spoiled=1)
-    records = distill(rows[:1], teacher(proxy, max_tokens=8), tmp_path, untold)
+    records = distill(rows[:1], teacher(proxy, max_tokens=8, timeout=120), tmp_path, untold)
     assert [r.prompt for r in records] == ['expert-zh-untold', 'expert-known-zh-untold'] and all(r.raw for r in records)
     texts = [q['messages'][0]['content'][-1]['text'] for q in Proxy.asked]
     assert sum('人为劣化' in t for t in texts) == 1 and not any('3.0' in t for t in texts)
     Proxy.asked.clear()
-    pairs = distill_pairs([tuple(rows)], teacher(proxy, max_tokens=8), tmp_path)
+    pairs = distill_pairs([tuple(rows)], teacher(proxy, max_tokens=8, timeout=120), tmp_path)
     assert [r.verdict for r in pairs] == ['grammar'] * 2 and all(r.raw for r in pairs)
     photos = [[part['image_url']['url'] for part in q['messages'][0]['content'][:2]] for q in Proxy.asked]
     assert photos[0] == photos[1][::-1] and photos[0][0] != photos[0][1]
@@ -168,7 +168,7 @@ def test_other_prompts_reach_the_server(proxy, tmp_path):
 def test_a_judge_behind_the_server(proxy, tmp_path):
     Proxy.moods = ['ok', 'half', 'ok', 429]
     rows, judged = [dict(path=str(p), score=3.) for p in pristine()[:3]], DistillSettings(judge='served')
-    examiner = served_examiner(teacher(proxy, max_tokens=8).settings)
+    examiner = served_examiner(teacher(proxy, max_tokens=8, timeout=120).settings)
     records = distill(rows, MeasuredTeacher(), tmp_path, judged, examiner)
     assert {r.verdict for r in records} == {'marked'} and all(r.marks for r in records)
     assert {q['temperature'] for q in Proxy.asked} == {0} and examiner.answered == 3
