@@ -268,9 +268,9 @@ def trace(self: Record) -> Trace: # the lesson; `QPonderError` for a record that
 class DistillSettings:
     "What is asked for and what is kept (keys `distill_…` of settings.ini)"
     label: Literal['human', 'teacher'] = 'human' # whose score the student learns
+    decimals: int = 1 # of that score: 1 (nano has a token for each of 41 scores) or 2
     tell: bool = True # tell the teacher the human score
     language: Literal['en', 'zh'] = 'en' # of question and reasoning
-    decimals: int = 1 # of that score: 1 (nano has a token for each of 41 scores) or 2
     tone: bool = True # soften measured faults in photos with a high human score
     views: int = 1 # of each photo: itself and crops that are taken to have its score, 1 to 100
     spoiled: float = 0. # copies of each photo with known damage, on average, 0 to 100
@@ -775,7 +775,8 @@ def distill(
     elif examiner is None: raise QPonderError("judge = 'served': distill needs an examiner to ask")
     answers = Answers(Path(out)/'traces.jsonl', Trial(settings.trial))
     work = partial(_answer, teacher=teacher, settings=settings, answers=answers, examiner=examiner)
-    done = list(ahead(work, _shown(rows, settings, teacher_seed(teacher)), getattr(teacher, 'at_once', 1)))
+    at_once = max(getattr(who, 'at_once', 1) for who in (teacher, examiner))
+    done = list(ahead(work, _shown(rows, settings, teacher_seed(teacher)), at_once))
     answers.close()
     _write(Path(out)/'kept.jsonl', [r for r in done if r.verdict == 'kept'], 'w')
     return done

@@ -279,7 +279,7 @@ chinese = ('人物面部清晰，背景有轻微的噪点，没有明显的压�
     (chinese + '只值三分。', 'forbidden'),
     (chinese.replace('色彩自然。', '。'), 'aspects'),
     (chinese.replace('一般', '良好'), 'agreement'),
-    (chinese + '背景的噪点非常明显，' * 2, 'repeats'),
+    (chinese + '噪点' * 9 + '。', 'repeats'),
 ])
 def test_filters_read_chinese(text, verdict):
     assert judge(Record(score=3.0, raw=render(Trace(text, 3.0))), DistillSettings(language='zh')).verdict == verdict

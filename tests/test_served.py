@@ -14,13 +14,17 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from qponder.distill import distill, keep_table
+from qponder.distill import DistillSettings, MeasuredTeacher, distill, keep_table, load_records
+from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
 from qponder.scale import QPonderError
-from qponder.served import ServedSettings, ServedTeacher
+from qponder.served import ServedSettings, ServedTeacher, served_examiner
 
 pytest.importorskip('uvicorn', reason='transformers serve needs transformers[serving]')
 MODEL, MOODS = str(ASSETS/'nano'), (429, 'ok', 500, 'ok', 'cut', 'ok', 'half', 'ok', 'slow', 'ok')
+
+PROSE = {'id': '1', 'object': 'chat.completion', 'created': 0, 'model': MODEL, 'choices': [
+    {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': 'What a lovely photo!'}}]}
 
 
 def free_port() -> int:
@@ -50,7 +54,7 @@ def server(tmp_path_factory):
 
 class Proxy(BaseHTTPRequestHandler):
     "Hands questions on, and spoils some; the class keeps count."
-    turn, lock, whole, spoilt, behind = 0, threading.Lock(), Counter(), Counter(), ''
+    turn, lock, whole, spoilt, behind, moods, asked = 0, threading.Lock(), Counter(), Counter(), '', MOODS, []
 
     def log_message(self, *args): pass
 
@@ -64,9 +68,11 @@ class Proxy(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = self.rfile.read(int(self.headers['Content-Length']))
         with self.lock:
-            mood = MOODS[Proxy.turn % len(MOODS)]
+            mood = Proxy.moods[Proxy.turn % len(Proxy.moods)]
             Proxy.turn += 1
+            Proxy.asked.append(json.loads(asked))
             if mood != 'ok': self.spoilt[mood] += 1
+        if mood == 'prose': return self.reply(200, json.dumps(PROSE).encode())
         if mood == 'cut': return self.connection.close()
         if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', Retry_After='0')
         if mood == 'slow': return time.sleep(9)
@@ -79,9 +85,8 @@ class Proxy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(server):
-    Proxy.turn, Proxy.behind = 0, server
-    Proxy.whole.clear()
-    Proxy.spoilt.clear()
+    Proxy.turn, Proxy.behind, Proxy.moods = 0, server, MOODS
+    for seen in (Proxy.whole, Proxy.spoilt, Proxy.asked): seen.clear()
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), Proxy)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{httpd.server_port}/v1'
@@ -135,3 +140,36 @@ def test_the_key_is_used_and_written_nowhere(proxy, tmp_path, monkeypatch):
     assert served.client.api_key == 'sk-secret'
     assert not any('sk-secret' in p.read_text(encoding='utf-8') for p in tmp_path.rglob('*') if p.is_file())
     assert 'sk-secret' not in f'{served.settings}{served.name}'
+
+
+def test_a_server_that_only_talks_ends_the_run_early(proxy, tmp_path):
+    Proxy.moods = ['prose']
+    rows = [dict(path=str(p), score=1 + i / 2) for p in pristine() for i in range(8)]
+    with pytest.raises(QPonderError, match="none of its first 20 .*'What a lovely photo!'.*served_max_tokens"):
+        distill(rows, teacher(proxy), tmp_path)
+    assert 20 <= len(load_records(tmp_path/'traces.jsonl')) == Proxy.turn <= 26
+
+
+def test_other_prompts_reach_the_server(proxy, tmp_path):
+    Proxy.moods = ['ok']
+    rows = [dict(path=str(pristine()[0]), score=3.), dict(path=str(pristine()[1]), score=2.)]
+    untold = DistillSettings(tell=False, language='zh', spoiled=1)
+    records = distill(rows[:1], teacher(proxy, max_tokens=8, timeout=120), tmp_path, untold)
+    assert [r.prompt for r in records] == ['expert-zh-untold', 'expert-known-zh-untold'] and all(r.raw for r in records)
+    texts = [q['messages'][0]['content'][-1]['text'] for q in Proxy.asked]
+    assert sum('人为劣化' in t for t in texts) == 1 and not any('3.0' in t for t in texts)
+    Proxy.asked.clear()
+    pairs = distill_pairs([tuple(rows)], teacher(proxy, max_tokens=8, timeout=120), tmp_path)
+    assert [r.verdict for r in pairs] == ['grammar'] * 2 and all(r.raw for r in pairs)
+    photos = [[part['image_url']['url'] for part in q['messages'][0]['content'][:2]] for q in Proxy.asked]
+    assert photos[0] == photos[1][::-1] and photos[0][0] != photos[0][1]
+
+
+def test_a_judge_behind_the_server(proxy, tmp_path):
+    Proxy.moods = ['ok', 'half', 'ok', 429]
+    rows, judged = [dict(path=str(p), score=3.) for p in pristine()[:3]], DistillSettings(judge='served')
+    examiner = served_examiner(teacher(proxy, max_tokens=8, timeout=120).settings)
+    records = distill(rows, MeasuredTeacher(), tmp_path, judged, examiner)
+    assert {r.verdict for r in records} == {'marked'} and all(r.marks for r in records)
+    assert {q['temperature'] for q in Proxy.asked} == {0} and examiner.answered == 3
+    assert distill(rows, MeasuredTeacher(), tmp_path, judged, examiner) == records and examiner.answered == 3
