@@ -1,11 +1,12 @@
 # make run   a model of image quality from 300 rated photographs, and a report: Python and make are all it needs
 # make test  everything that CI runs
+# make test-all  that, and the tests marked `slow`
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 bin := $(VENV)/bin
 
-.PHONY: install dev run test lint sync readme docs pytest wheel write clean
+.PHONY: install dev run test test-all lint sync readme docs pytest wheel write clean
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -26,6 +27,9 @@ run: install
 	$(bin)/qponder run --preset nano
 
 test: lint sync readme docs pytest wheel
+
+test-all: test
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n $(JOBS) -m slow
 
 lint: dev
 	$(bin)/ruff check qponder tests nbs dev benchmarks

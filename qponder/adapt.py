@@ -131,6 +131,8 @@ def load_trainee(
     "Load a student as its training wants it"
     student = load_student(name, device, **four_bits(settings))
     limit_pixels(student.processor, settings.min_pixels, settings.max_pixels)
+    for part in student.model.modules():
+        if hasattr(part, 'support_avx512bf16_for_cpu'): part.support_avx512bf16_for_cpu = False
     return student
 
 # %% ../nbs/06b_adapt.ipynb #3688b0f6
