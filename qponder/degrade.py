@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from scipy import fft
 
 from .scale import QPonderError
-from .trace import ASPECTS, FAULTS
+from .trace import FAULTS
 
 # %% ../nbs/03_degrade.ipynb #127e7750
 def pixels(
@@ -376,10 +376,8 @@ def severity_degree(
 def random_damage(
     rng: Random, # chooses
 ) -> str: # a degradation and its severity, such as 'jpeg 3'
-    "One way to spoil a photo, and how badly; each aspect is spoiled as often as any other"
-    aspect = rng.choice(ASPECTS)
-    kinds = [name for name, d in DEGRADATIONS.items() if FAULTS[d.fault].aspect == aspect]
-    return f'{rng.choice(kinds)} {rng.randint(1, 5)}'
+    "One way to spoil a photo, and how badly"
+    return f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}'
 
 # %% ../nbs/03_degrade.ipynb #57ae1e23
 def spoil(

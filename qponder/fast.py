@@ -17,7 +17,7 @@ __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_m
            'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'fit_places', 'turn',
            'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout', 'load_nano',
            'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect',
-           'question', 'write', 'sees', 'reread', 'answer_batch', 'answer']
+           'question', 'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
 # %% ../nbs/05a_fast.ipynb #7f8ffa2a
 import ctypes, json, sys
@@ -524,6 +524,19 @@ def question(
     before, after = (part.expand(len(images), -1, -1) for part in (text[:at], text[at + 1:]))
     return torch.cat([before, nano.net(to_pixels(images, nano.pixels)), after], 1)
 
+# %% ../nbs/05a_fast.ipynb #6811d4c2
+def score_next(
+    logits: torch.Tensor, # (answers, vocabulary)
+    last: torch.Tensor, # (answers) the tokens before
+    vocab: dict[str, int], # of the tokenizer
+    scores: Sequence[int], # tokens that are a score; empty for a model that spells scores in digits
+) -> torch.Tensor: # (answers, vocabulary), -inf for all but scores where `<answer>` has just been written
+    "What may stand next."
+    if not scores or '<answer>' not in vocab: return logits
+    other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    other[list(scores)] = False
+    return logits.masked_fill((last == vocab['<answer>'])[:, None] & other, -torch.inf)
+
 # %% ../nbs/05a_fast.ipynb #a0da7d1f
 def write(
     nano: Nano, # who is asked
@@ -535,12 +548,14 @@ def write(
     decoder, tokens, logits = net.language_model, [], []
     memory = decoder.room(rows, asked + 2 * most)
     end, done = torch.tensor(how['eos_token_id']), torch.zeros(rows, dtype=torch.bool)
+    vocab, scores, last = nano.words.get_vocab(), score_token_ids(nano.words).values(), torch.full((rows,), -1)
     while len(tokens) < most and not done.all():
         at = asked + len(tokens) - 1 if tokens else 0
         logits.append(net.lm_head(decoder(x, memory, at, last=True)[:, 0]))
-        tokens.append(logits[-1].argmax(-1).masked_fill(done, how['pad_token_id']))
-        done |= torch.isin(tokens[-1], end)
-        x = decoder.embed_tokens(tokens[-1])[:, None]
+        last = score_next(logits[-1], last, vocab, scores).argmax(-1).masked_fill(done, how['pad_token_id'])
+        tokens.append(last)
+        done |= torch.isin(last, end)
+        x = decoder.embed_tokens(last)[:, None]
     return torch.stack(tokens, 1), torch.stack(logits, 1), memory
 
 # %% ../nbs/05a_fast.ipynb #28bbaf21

@@ -13,8 +13,8 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 __all__ = ['TAGS', 'CONTROL', 'CHAT', 'ImagePolicy', 'image_processor', 'by_pil', 'read_policy', 'read_onnx_tower', 'tensor_hash',
            'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of', 'SharedPrompts',
            'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config', 'Student',
-           'build_nano', 'tiny_student', 'standardise', 'encode', 'reread', 'read_generation', 'generate_batch',
-           'generate', 'no_bars', 'save_student', 'load_student', 'release']
+           'build_nano', 'tiny_student', 'standardise', 'encode', 'reread', 'read_generation', 'ScoreNext',
+           'generate_batch', 'generate', 'no_bars', 'save_student', 'load_student', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -30,14 +30,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoModelForImageTextToText, AutoProcessor, BitImageProcessorPil, Dinov2Config, Dinov2Model,
-                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast,
-                          Qwen2Config)
+                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, LogitsProcessor,
+                          LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
 from .fast import (SCORES, Generation, check_policy, checkpoint, expect, fast_bf16, keep_memory, level_token_ids,
-                          policy_of, rename_attention, score_token_ids)
+                          policy_of, rename_attention, score_next, score_token_ids)
 from .scale import QPonderError, check_range
 from .trace import messages, student_prompt
 
@@ -407,6 +407,16 @@ def read_generation(
     tokenizer = student.processor.tokenizer
     return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokenizer.eos_token_id in tokens, expected)
 
+# %% ../nbs/06_model.ipynb #41000130
+class ScoreNext(LogitsProcessor):
+    "`fast.score_next` for the stock `generate`."
+    def __init__(self,
+        tokenizer: object, # any tokenizer
+    ): self.vocab, self.scores = tokenizer.get_vocab(), list(score_token_ids(tokenizer).values())
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return score_next(scores, input_ids[:, -1], self.vocab, self.scores)
+
 # %% ../nbs/06_model.ipynb #a075d6e4
 @torch.no_grad()
 def generate_batch(
@@ -419,7 +429,8 @@ def generate_batch(
 ) -> list[Generation]:
     "One answer per photo, from one batch."
     inputs = encode(student, images, mode).to(student.model.device)
-    how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else dict(do_sample=False)
+    likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(student.processor.tokenizer)]))
+    how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
     out = student.model.eval().generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
     prompt = inputs['attention_mask']
