@@ -38,8 +38,7 @@ def photo_size(
     "The size of a photo, from its header. Raises ImageError, as `open_image` does"
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size
+            return image.size[::-1 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else 1]
     except (*DAMAGE, Image.DecompressionBombError): return open_image(path).size
 
 # %% ../nbs/06c_audit.ipynb #513a5b9d
@@ -63,8 +62,8 @@ def chat_text(
     answer: Sequence[Mapping] = (), # likewise; (): it is still to be written
 ) -> str: # with one placeholder for the photo
     "A question, and perhaps its answer, as the student reads it"
-    whole = [{**m, 'content': [{k: v for k, v in part.items() if v is not None} for part in m['content']]}
-             for m in (*prompt, *answer)]
+    bare = lambda part: {k: v for k, v in part.items() if v is not None}
+    whole = [{**m, 'content': [*map(bare, m['content'])]} for m in (*prompt, *answer)]
     return student.processor.apply_chat_template(whole, add_generation_prompt=not answer, tokenize=False)
 
 # %% ../nbs/06c_audit.ipynb #05e142a9
@@ -151,12 +150,9 @@ def texts(
 ) -> tuple[list[str], list[str]]: # of each row: the question, and the question with its answer
     "Rows as the student reads them"
     rows = rows.with_format(None)
-    if 'completion' in rows.column_names:
-        pairs = rows.select_columns(['prompt', 'completion'])
-        return ([chat_text(student, r['prompt']) for r in pairs],
-                [chat_text(student, r['prompt'], r['completion']) for r in pairs])
-    asked = [chat_text(student, r['prompt']) for r in rows.select_columns(['prompt'])]
-    return asked, asked
+    asked = [chat_text(student, r) for r in rows['prompt']]
+    if 'completion' not in rows.column_names: return asked, asked
+    return asked, [chat_text(student, *r) for r in zip(rows['prompt'], rows['completion'])]
 
 # %% ../nbs/06c_audit.ipynb #c4c9666d
 def audit(
