@@ -23,6 +23,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'qponder.audit': { 'qponder.audit.Audit': ('audit.html#audit', 'qponder/audit.py'),
                                'qponder.audit.Audit._repr_markdown_': ('audit.html#audit._repr_markdown_', 'qponder/audit.py'),
                                'qponder.audit.audit': ('audit.html#audit', 'qponder/audit.py'),
+                               'qponder.audit.bare': ('audit.html#bare', 'qponder/audit.py'),
                                'qponder.audit.beyond': ('audit.html#beyond', 'qponder/audit.py'),
                                'qponder.audit.chat_text': ('audit.html#chat_text', 'qponder/audit.py'),
                                'qponder.audit.count_tokens': ('audit.html#count_tokens', 'qponder/audit.py'),

@@ -110,9 +110,8 @@ def tiny_qwen25(
     "Qwen2.5-VL: photos of 2 x 2 to 4 x 4 tokens, a tower that looks through windows"
     words = qwen_words()
     config = Qwen2_5_VLConfig(**qwen_parts(words, width, {}, window_size=56, fullatt_block_indexes=[1]))
-    pixels = qwen_pixels(14)
     return Qwen2_5_VLForConditionalGeneration(config), Qwen2_5_VLProcessor(
-        pixels, words, Qwen2VLVideoProcessor(), chat_template=chat_template('qwen2_5_vl'))
+        qwen_pixels(14), words, Qwen2VLVideoProcessor(), chat_template=chat_template('qwen2_5_vl'))
 
 # %% ../nbs/06a_tiny.ipynb #d41ee87c
 def tiny_qwen3(
@@ -121,9 +120,8 @@ def tiny_qwen3(
     "Qwen3-VL: larger patches, and a tower that also speaks to deeper layers of the language part"
     words = qwen_words()
     rope, look = dict(mrope_interleaved=True), dict(deepstack_visual_indexes=[0], num_position_embeddings=64)
-    pixels = qwen_pixels(16)
     return (Qwen3VLForConditionalGeneration(Qwen3VLConfig(**qwen_parts(words, width, rope, **look))),
-            Qwen3VLProcessor(pixels, words, Qwen3VLVideoProcessor(), chat_template=chat_template('qwen3_vl')))
+            Qwen3VLProcessor(qwen_pixels(16), words, Qwen3VLVideoProcessor(), chat_template=chat_template('qwen3_vl')))
 
 # %% ../nbs/06a_tiny.ipynb #a74c48ba
 TILES = tuple(f'<row_{row}_col_{col}>' for row in range(1, 7) for col in range(1, 7))
