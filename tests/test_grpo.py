@@ -52,7 +52,6 @@ def test_preflight_counts_real_rollouts(taught):
 
 
 def test_stopped_and_continued_is_as_if_never_stopped(taught, tmp_path, monkeypatch):
-    "Within the first pass over the photos: TRL's sampler begins its shuffles anew, so later passes differ in order."
     whole, photos, how = student(taught), RECORDS * 2, replace(HOW, save_every=1)
     grpo(whole, photos, tmp_path/'whole', how)
     real = page.Alarm.on_log

@@ -2,7 +2,6 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,7 +307,7 @@ def test_grpo_goes_on_in_any_pass(tmp_path, monkeypatch, wordy):
     train = lambda name: grpo(tiny_vlm('llava'), photos, tmp_path/name, replace(GRPO, steps=8, save_every=1))
     train('whole')
     for at in (1, 2, 6):
-        stopped(lambda: train(f'parts{at}'), page.Alarm, 'on_log', at, monkeypatch)
+        stopped(lambda at=at: train(f'parts{at}'), page.Alarm, 'on_log', at, monkeypatch)
         train(f'parts{at}')
         same_checkpoints(*(tmp_path/name/'checkpoint-8' for name in ('whole', f'parts{at}')))
 
