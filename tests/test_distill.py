@@ -307,7 +307,7 @@ class Named(MeasuredTeacher): name = 'measured-b5391f'
 def test_finished_distillations_are_not_asked_again(tmp_path):
     rows = [dict(path='a.png', image=picture(0), score=3.26)]
     records = distill(rows, Named(), tmp_path, DistillSettings(spoiled=1.5))
-    assert [(r.id, r.damage) for r in records] == [('0d69f64fe3ddc9c8', ''), ('e00835daede58b43', 'darken 3')]
+    assert [(r.id, r.damage) for r in records] == [('0d69f64fe3ddc9c8', ''), ('ab5c1dba2452dd76', 'brighten 1')]
     assert {(r.prompt, r.prompt_hash) for r in records} == {('expert', '7e8acaaf71ce')}
     new = 'prompt', 'label', 'examiner', 'marks'
     old = [{k: v for k, v in json.loads(line).items() if k not in new} for line in open(tmp_path/'traces.jsonl')]

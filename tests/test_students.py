@@ -124,7 +124,7 @@ def wordy(monkeypatch):
         "The longer, the better."
         shown.append(path)
         return [len(c[0]['content']) / 100 for c in completions]
-    monkeypatch.setattr(page, 'trl_rewards', lambda settings: ([length], [1.]))
+    monkeypatch.setattr(page, 'trl_rewards', lambda settings, reader=None: ([length], [1.]))
     return shown
 
 
