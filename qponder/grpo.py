@@ -242,9 +242,9 @@ def grpo(
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step, settings.scale_rewards)
     out.mkdir(parents=True, exist_ok=True)
-    audit(student, rows, settings.max_completion_length, out)
     set_tower(share_prompts(remember(student.model, len(records) + len(val or ()))), how.tower)
     reader, slow = consistency_reader(student, records, rewards, out, judge)
+    audit(student, rows, settings.max_completion_length, out)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
     if settings.preflight_prompts and not newest:
