@@ -32,7 +32,7 @@ from transformers import BitsAndBytesConfig
 
 from .data import load_sample
 from .fast import SCORES
-from .model import Student, encode, load_student, save_student
+from .model import Student, encode, lengthen, load_student, save_student
 from .photo import open_image
 from .scale import QPonderError, check_range
 from .trace import Trace, render
@@ -193,12 +193,9 @@ def score_chances(
 ) -> torch.Tensor: # (41,), of each of `fast.SCORES`; they sum to 1
     "How likely a student holds each score, digit by digit along its path"
     begin, which, paths = score_paths(student.processor.tokenizer)
-    asked = encode(student, [image] * len(begin), 'score')
-    shape, more = asked['input_ids'].shape, {'input_ids': begin, 'attention_mask': torch.ones_like(begin)}
-    for key, value in asked.items():
-        if value.shape == shape: asked[key] = torch.cat([value, more.get(key, torch.zeros_like(begin))], 1)
-    steps = paths.shape[1]
-    logits = student.model.eval()(**asked.to(student.model.device), logits_to_keep=steps).logits
+    asked = lengthen(encode(student, [image] * len(begin), 'score'), begin).items()
+    steps, place = paths.shape[1], student.model.device
+    logits = student.model.eval()(**{k: v.to(place) for k, v in asked}, logits_to_keep=steps).logits
     chances = logits.float().log_softmax(-1).cpu()
     return chances[which[:, None], torch.arange(steps), paths].sum(1).softmax(0)
 

@@ -13,7 +13,7 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 __all__ = ['TAGS', 'CONTROL', 'CHAT', 'ImagePolicy', 'image_processor', 'by_pil', 'read_policy', 'read_onnx_tower', 'tensor_hash',
            'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of', 'SharedPrompts',
            'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config', 'Student',
-           'build_nano', 'tiny_student', 'standardise', 'encode', 'reread', 'read_generation', 'ScoreNext',
+           'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'read_generation', 'ScoreNext',
            'generate_batch', 'generate', 'no_bars', 'save_student', 'load_student', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
@@ -374,6 +374,18 @@ def encode(
     chat = student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
     return student.processor(text=[chat] * len(images), images=[[im] for im in images], padding=True,
                              padding_side='left', add_special_tokens=False, return_tensors='pt')
+
+# %% ../nbs/06_model.ipynb #a3739519
+def lengthen(
+    inputs: dict[str, torch.Tensor], # of a prompt, from `encode`
+    rows: torch.Tensor, # (n, tokens) that follow it, padded with -1
+) -> dict[str, torch.Tensor]: # inputs of both
+    "A prompt and what follows, for a model"
+    said, prompt = rows >= 0, inputs['input_ids']
+    more = {'input_ids': rows.clamp(min=0), 'attention_mask': said.to(inputs['attention_mask'].dtype)}
+    like = {k: v for k, v in inputs.items() if v.shape == prompt.shape}
+    grown = {k: torch.cat([v, more.get(k, torch.zeros_like(rows)).to(v)], 1) for k, v in like.items()}
+    return dict(inputs) | grown
 
 # %% ../nbs/06_model.ipynb #0be134fa
 @torch.no_grad()

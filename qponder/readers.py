@@ -11,8 +11,8 @@ is a 4.2" needs no further reasons, and a student would soon write nothing else.
 
 # %% auto #0
 __all__ = ['JUDGE', 'only_words', 'TextScorer', 'fit_text_scorer', 'save_text_scorer', 'read_by_words', 'opening', 'spell',
-           'lengthen', 'log_chances', 'Reference', 'read_by_likelihood', 'read_by_difference', 'judge_messages',
-           'verdict', 'read_by_judge']
+           'log_chances', 'Reference', 'read_by_likelihood', 'read_by_difference', 'judge_messages', 'verdict',
+           'read_by_judge']
 
 # %% ../nbs/07c_readers.ipynb #836cb8ca
 import json
@@ -31,11 +31,11 @@ from torch.func import functional_call
 from transformers import TrainerCallback
 
 from .consistency import Answer
-from .distill import Unanswered
+from .distill import Request, Unanswered
 from .kernels import kernel
-from .model import Student, encode
+from .model import Student, encode, lengthen
 from .scale import HIGH, LOW, QPonderError
-from .served import data_url
+from .served import chat
 from .trace import show_score, strip_numbers
 
 # %% ../nbs/07c_readers.ipynb #9eb1820a
@@ -111,18 +111,6 @@ def spell(
     rows = [(torch.tensor(o), torch.tensor(a)) for o, a in zip(tokens(openings), tokens(answers))]
     whole = torch.nn.utils.rnn.pad_sequence([torch.cat(r) for r in rows], True, -1)
     return whole, [len(o) for o, _ in rows], [len(a) for _, a in rows]
-
-# %% ../nbs/07c_readers.ipynb #c60b50fb
-def lengthen(
-    inputs: dict[str, torch.Tensor], # of a prompt, from `model.encode`
-    rows: torch.Tensor, # (n, tokens) that follow it, padded with -1
-) -> dict[str, torch.Tensor]: # inputs of both
-    "A prompt and what follows, for a model"
-    said, prompt = rows >= 0, inputs['input_ids']
-    more = {'input_ids': rows.clamp(min=0), 'attention_mask': said.to(inputs['attention_mask'].dtype)}
-    like = {k: v for k, v in inputs.items() if v.shape == prompt.shape}
-    grown = {k: torch.cat([v, more.get(k, torch.zeros_like(rows)).to(v)], 1) for k, v in like.items()}
-    return dict(inputs) | grown
 
 # %% ../nbs/07c_readers.ipynb #5d8e13a2
 @torch.no_grad()
@@ -219,8 +207,7 @@ def judge_messages(
 ) -> list[dict]: # as `/v1/chat/completions` takes them
     "The question to a judge: the photo, the reasoning without numbers, and the score"
     text = JUDGE.format(reasoning=strip_numbers(answer.reasoning), score=show_score(answer.score))
-    photo = {'type': 'image_url', 'image_url': {'url': data_url(answer.image)}}
-    return [{'role': 'user', 'content': [photo, {'type': 'text', 'text': text}]}]
+    return chat(Request(answer.image, text=text))
 
 # %% ../nbs/07c_readers.ipynb #ecfad9d9
 def verdict(
