@@ -4,6 +4,7 @@ Modules:
 
 - `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
 - `qponder.data`: Rated photographs: what a score means, photos that can be trusted, the sample that ships, and a CSV of your own
+- `qponder.doctor`: Is this computer fit for it? What is installed, what is missing, and what is known not to go together
 - `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
 - `qponder.fast`: nano in plain PyTorch: one photo rated in the time it takes to import a framework
 - `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'do_report', 'do_init', 'do_check',
-           'do_rate', 'read_tower', 'do_base', 'add_place', 'add_run', 'add_photos', 'add_others', 'make_parser',
-           'calm', 'main']
+           'do_rate', 'read_tower', 'do_base', 'do_doctor', 'add_place', 'add_run', 'add_photos', 'add_others',
+           'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, os, sys, warnings
@@ -142,6 +142,16 @@ def do_base(
     print(f'nano-base: {release(load_student(made), out / "nano-base")}')
     return 0
 
+# %% ../nbs/14_cli.ipynb #865c8212
+def do_doctor(
+    args: argparse.Namespace, # runs
+) -> int: # exit code: 1 if something is wrong
+    "`qponder doctor`: versions, devices, room, known bad pairs"
+    from qponder.doctor import examine, look
+    findings = examine(look(args.runs))
+    print(*findings, sep='\n')
+    return int(any(f.state == 'wrong' for f in findings))
+
 # %% ../nbs/14_cli.ipynb #a01b27fb
 def add_place(
     parser: argparse.ArgumentParser, # changed in place
@@ -206,6 +216,15 @@ def add_others(
     add_settings(p, 'data', 'seed')
     commands.add_parser('init', help='write settings.ini into this folder').set_defaults(do=do_init)
 
+# %% ../nbs/14_cli.ipynb #92c9c311
+def add_machine(
+    commands: Any, # what `add_subparsers` gives, changed in place
+) -> None:
+    "The commands that are about computers"
+    p = commands.add_parser('doctor', help='is this computer fit for it?')
+    p.set_defaults(do=do_doctor)
+    p.add_argument('--runs', default='runs', metavar='DIR', help='where runs will be kept (default: runs)')
+
 # %% ../nbs/14_cli.ipynb #9cef59a8
 def make_parser() -> argparse.ArgumentParser: # of all commands
     "The whole command line"
@@ -213,7 +232,7 @@ def make_parser() -> argparse.ArgumentParser: # of all commands
     parser.add_argument('--version', action='version', version=f'qponder {__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', title='commands')
     for name, (text, stages) in RUNS.items(): add_run(commands.add_parser(name, help=text), stages)
-    for add in (add_others, add_photos): add(commands)
+    for add in (add_others, add_photos, add_machine): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #1b0d894d
