@@ -154,9 +154,11 @@ def do_doctor(
 
 # %% ../nbs/14_cli.ipynb #5fb22744
 PLAN = {
-    'photos': 'that are trained on (default: those of the data)', 'width': 'of a photo, pixels (default: as in the data)',
-    'height': 'likewise', 'gpu': 'a100, h100, h200, l40s or 4090 (default: a100)', 'gpus': 'over all machines (default: 1)',
-    'sharded': 'weights are spread over the GPUs (FSDP, ZeRO-3)', 'lora': 'rank of an adapter (default: everything learns)',
+    'photos': 'that are trained on (default: those of the data)',
+    'width': 'of a photo, pixels (default: as in the data)', 'height': 'likewise',
+    'gpu': 'a100, h100, h200, l40s or 4090 (default: a100)', 'gpus': 'over all machines (default: 1)',
+    'sharded': 'weights are spread over the GPUs (FSDP, ZeRO-3)',
+    'lora': 'rank of an adapter (default: everything learns)',
     'bits': 'of a weight that does not learn: 32, 16 or 4 (default: 32)', 'hourly': 'price of a GPU (default: 2)',
     'used': "share of the GPU's FLOPs that training gets (default: 0.35)",
     'streamed': 'share of its bandwidth that writing gets (default: 0.4)', 'tokens-per-word': 'default: 1.35',

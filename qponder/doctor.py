@@ -12,7 +12,8 @@ fail, and then it says what to do about it."""
 # %% auto #0
 __all__ = ['ASKED', 'FLAGS', 'OPTIONAL', 'PAIRS', 'CHECKS', 'GPU', 'Machine', 'installed', 'wishes', 'graphics', 'fast_parts',
            'look', 'Finding', 'extra_of', 'wanted', 'fits', 'pip', 'check_needs', 'check_companions', 'Pair',
-           'check_pairs', 'check_twins', 'check_devices', 'check_room', 'check_extras', 'examine']
+           'check_pairs', 'check_twins', 'judge_gpu', 'no_gpu', 'check_devices', 'room', 'check_room', 'check_extras',
+           'examine']
 
 # %% ../nbs/13a_doctor.ipynb #472d2750
 import os
@@ -24,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, distributions, requires
 from pathlib import Path
 from typing import Literal
 
+from fastcore.basics import patch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -113,11 +115,13 @@ class Finding:
     state: Literal['ok', 'note', 'wrong'] = 'ok' # 'note': works, and one may want to know
     remedy: str = '' # what to do
 
-    def __str__(self):
-        mark = {'ok': ' ', 'note': '-', 'wrong': '!'}[self.state]
-        return f'{mark} {self.what}: {self.found}' + (f'. {self.remedy}' if self.remedy else '')
+# %% ../nbs/13a_doctor.ipynb #4171b310
+@patch
+def __str__(self: Finding) -> str: # one line
+    mark = {'ok': ' ', 'note': '-', 'wrong': '!'}[self.state]
+    return f'{mark} {self.what}: {self.found}' + (f'. {self.remedy}' if self.remedy else '')
 
-# %% ../nbs/13a_doctor.ipynb #d583668d
+# %% ../nbs/13a_doctor.ipynb #19c1d3ff
 def extra_of(
     line: str, # a requirement as metadata words it
 ) -> str: # '' if it is always required
@@ -125,7 +129,7 @@ def extra_of(
     marker = str(Requirement(line).marker or '')
     return marker.split('extra == "')[1].split('"')[0] if 'extra == "' in marker else ''
 
-# %% ../nbs/13a_doctor.ipynb #16a12f4a
+# %% ../nbs/13a_doctor.ipynb #037fb0c6
 def wanted(
     lines: Iterable[str], # requirements as metadata words them
     extra: str = '', # of this extra alone; '' for what is always required
@@ -136,7 +140,7 @@ def wanted(
     asked = [Requirement(line) for line in lines if extra_of(line) == extra]
     return [r for r in asked if r.marker is None or r.marker.evaluate(env)]
 
-# %% ../nbs/13a_doctor.ipynb #0a5a32c0
+# %% ../nbs/13a_doctor.ipynb #ed7b46b7
 def fits(
     packages: Mapping[str, str], # what is there
     requirement: Requirement, # what is asked
@@ -147,14 +151,14 @@ def fits(
     try: return requirement.specifier.contains(Version(found).public, prereleases=True)
     except InvalidVersion: return False
 
-# %% ../nbs/13a_doctor.ipynb #e25a6dfd
+# %% ../nbs/13a_doctor.ipynb #b2bb6705
 def pip(
     requirement: Requirement, # what is asked
 ) -> str: # a line for a shell
     "How to get it"
     return f'pip install "{requirement.name}{requirement.specifier}"'
 
-# %% ../nbs/13a_doctor.ipynb #b94c45c4
+# %% ../nbs/13a_doctor.ipynb #4d1d23e1
 def check_needs(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # one for Python and each package that qponder requires
@@ -166,10 +170,10 @@ def check_needs(
         yield Finding(r.name, found) if good else Finding(
             r.name, f'{found}, and qponder needs {r.specifier or "it"}', 'wrong', pip(r))
 
-# %% ../nbs/13a_doctor.ipynb #be760851
+# %% ../nbs/13a_doctor.ipynb #58db76e1
 OPTIONAL = {'qponder': ('served', 'scale', 'baselines'), 'trl': ('', 'deepspeed', 'peft', 'quantization', 'vllm')}
 
-# %% ../nbs/13a_doctor.ipynb #6b4a438c
+# %% ../nbs/13a_doctor.ipynb #2b26589e
 def check_companions(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # one for each wish that is not met
@@ -180,7 +184,7 @@ def check_companions(
                 if fits(machine.packages, r) is False: yield Finding(r.name,
                     f'{machine.packages[canonicalize_name(r.name)]}, and {name} wants {r.specifier}', 'wrong', pip(r))
 
-# %% ../nbs/13a_doctor.ipynb #6bfd3579
+# %% ../nbs/13a_doctor.ipynb #02d51ccb
 @dataclass(frozen=True)
 class Pair:
     "Two packages that do not go together in these versions"
@@ -190,7 +194,7 @@ class Pair:
     remedy: str # what to do
     source: str # who found it
 
-# %% ../nbs/13a_doctor.ipynb #ceac8a6f
+# %% ../nbs/13a_doctor.ipynb #cdf939c5
 PAIRS = (
     Pair('torch==2.9.*', 'cuda', 'the convolution that cuts photos into patches for Qwen-VL is many times slower in '
          'bfloat16 and takes several times the memory', 'pip install "torch>=2.10"',
@@ -199,7 +203,7 @@ PAIRS = (
          'pip install "flash-attn<2.8", or a later torch', 'mll-lab-nu/RAGEN pull request 107'),
 )
 
-# %% ../nbs/13a_doctor.ipynb #37015a0a
+# %% ../nbs/13a_doctor.ipynb #fd14e300
 def check_pairs(
     machine: Machine, # this one
     pairs: Iterable[Pair] = PAIRS, # the bad ones
@@ -211,7 +215,7 @@ def check_pairs(
             there = ' with '.join(f'{r.name} {machine.packages[r.name]}' for r in (one, other))
             yield Finding(there, f'{p.trouble} ({p.source})', 'wrong', p.remedy)
 
-# %% ../nbs/13a_doctor.ipynb #8a0ff0e0
+# %% ../nbs/13a_doctor.ipynb #678e8bb9
 def check_twins(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # one if torch and torchvision are strangers
@@ -224,34 +228,55 @@ def check_twins(
         f'{vision} beside torch {torch}: "operator torchvision::nms does not exist" (pytorch/vision issues 8985, 9174)',
         'wrong', f'Install torch and torchvision {fitting} together, from one index')
 
-# %% ../nbs/13a_doctor.ipynb #0b19e935
+# %% ../nbs/13a_doctor.ipynb #39edd2c7
+def judge_gpu(
+    gpu: GPU, # one that torch sees
+) -> Finding:
+    "Is it good for trainings, which use bfloat16 on every GPU?"
+    if gpu.bf16: return Finding('GPU', f'{gpu.name}, {gpu.memory:.0f} GB')
+    return Finding('GPU', f'{gpu.name} has no bfloat16', 'note', 'Expect trainings to be slow on it')
+
+# %% ../nbs/13a_doctor.ipynb #4cbf6858
+def no_gpu(
+    machine: Machine, # one on which torch sees no GPU of NVIDIA
+) -> Finding:
+    "Why there is none"
+    if machine.mps: return Finding('GPU', 'Apple MPS', 'note', 'Trainings run on the CPU; it is not used')
+    if not machine.driver: return Finding('GPU', 'none', 'note',
+        'nano trains on the CPU; a student of 3B or more wants a GPU, see `qponder estimate`')
+    return Finding('GPU', 'there is an NVIDIA driver, but torch sees no GPU', 'wrong',
+        'Install a torch that is built for CUDA, or look at CUDA_VISIBLE_DEVICES and the driver')
+
+# %% ../nbs/13a_doctor.ipynb #c521bc35
 def check_devices(
     machine: Machine, # this one
-) -> Iterator[Finding]: # one line, or one for each GPU
+) -> Iterator[Finding]: # the CPU, and each GPU
     "What can it compute with?"
     yield Finding('CPU', f'{machine.cores} cores' + (', bfloat16' if machine.bf16 else ''))
-    for g in machine.gpus: yield Finding('GPU', f'{g.name}, {g.memory:.0f} GB') if g.bf16 else Finding('GPU',
-        f'{g.name} has no bfloat16', 'note', 'Trainings on a GPU use it: expect them to be slow here')
-    if machine.mps: yield Finding('GPU', 'Apple MPS', 'note', 'Trainings run on the CPU; it is not used')
-    if machine.driver and not machine.gpus and 'torch' in machine.packages: yield Finding('GPU',
-        f'there is an NVIDIA driver, but torch {machine.packages["torch"]} sees no GPU', 'wrong',
-        'Install a torch that is built for CUDA, or look at CUDA_VISIBLE_DEVICES and the driver')
-    elif not (machine.gpus or machine.mps): yield Finding('GPU', 'none', 'note',
-        'nano trains on the CPU; a student of 3B or more wants a GPU, see `qponder estimate`')
+    yield from map(judge_gpu, machine.gpus) if machine.gpus else (no_gpu(machine),)
 
-# %% ../nbs/13a_doctor.ipynb #d6268d28
+# %% ../nbs/13a_doctor.ipynb #e3a617ee
+def room(
+    name: str, # 'memory' or 'disk'
+    free: float, # GB
+    least: float, # GB with which even nano can hardly do (ours)
+    remedy: str, # where to get more
+) -> Finding:
+    "Is there room to work in?"
+    if free >= least: return Finding(name, f'{free:.0f} GB free')
+    return Finding(name, f'{free:.1f} GB free', 'wrong', f'even nano wants {least:g} GB: {remedy}')
+
+# %% ../nbs/13a_doctor.ipynb #d1b635d4
 def check_room(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # memory, disk, network
-    "Is there room to work in? The limits are what a run of nano can hardly do with less of (ours)"
-    for name, free, least in ('memory', machine.memory, 2), ('disk', machine.disk, 1):
-        good = free >= least
-        yield Finding(name, f'{free:.0f} GB free') if good else Finding(name, f'{free:.1f} GB free', 'wrong',
-            f'even nano wants {least} GB: ' + ('end other programs' if name == 'memory' else 'make room, or give --runs'))
+    "Is there room, and may one go out?"
+    yield room('memory', machine.memory, 2, 'end other programs')
+    yield room('disk', machine.disk, 1, 'make room, or give --runs')
     if machine.flags: yield Finding('network', f'switched off by {", ".join(machine.flags)}', 'note',
                                     'Students and teachers must be folders; hub ids are looked for in the cache alone')
 
-# %% ../nbs/13a_doctor.ipynb #90323345
+# %% ../nbs/13a_doctor.ipynb #06125905
 def check_extras(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # one for each extra that users may want
@@ -263,10 +288,10 @@ def check_extras(
             f'[{extra}]', f'{", ".join(gone)} not installed', 'note', f'pip install "qponder[{extra}]"')
     if 'vllm' not in machine.packages: yield Finding('vllm', 'not installed', 'note', 'grpo_vllm stays off')
 
-# %% ../nbs/13a_doctor.ipynb #7303737d
+# %% ../nbs/13a_doctor.ipynb #e62ebf53
 CHECKS = (check_needs, check_companions, check_pairs, check_twins, check_devices, check_room, check_extras)
 
-# %% ../nbs/13a_doctor.ipynb #58b7e37f
+# %% ../nbs/13a_doctor.ipynb #e10d79ad
 def examine(
     machine: Machine, # from `look`
 ) -> list[Finding]: # each once, in the order of `CHECKS`

@@ -12,15 +12,15 @@ are right on students small enough to measure; and it prints the assumptions nex
 
 # %% auto #0
 __all__ = ['QWEN', 'GPUS', 'CHAT', 'SCORE', 'qwen', 'Size', 'count', 'hollow', 'size_of', 'find_size', 'photo_tokens', 'GPUKind',
-           'Plan', 'learning', 'held', 'layer_floats', 'copied', 'step_bytes', 'rollout_bytes', 'forward_flops',
-           'passes_of', 'write_seconds', 'seen_in', 'Lengths', 'lengths', 'Part', 'teacher_part', 'on_gpu', 'sft_part',
-           'grpo_part', 'Estimate', 'estimate']
+           'Plan', 'learning', 'held', 'copied', 'step_bytes', 'rollout_bytes', 'forward_flops', 'compute_seconds',
+           'stream_seconds', 'write_seconds', 'seen_in', 'Lengths', 'lengths', 'Part', 'teacher_part', 'on_gpu',
+           'sft_part', 'grpo_part', 'Estimate', 'estimate']
 
 # %% ../nbs/13b_estimate.ipynb #e415b672
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -76,17 +76,24 @@ class Size:
     patch: int # side of a photo's token, pixels
     side: int = 0 # photos enter with this side; 0: as large as they are
 
-    @property
-    def total(self) -> int: return self.tower + self.bridge + self.language + self.table + self.head
+# %% ../nbs/13b_estimate.ipynb #4e2ac0bb
+@patch(as_prop=True)
+def total(self: Size) -> int: # parameters
+    return self.tower + self.bridge + self.language + self.table + self.head
 
-# %% ../nbs/13b_estimate.ipynb #0050abb5
+# %% ../nbs/13b_estimate.ipynb #5d656622
+@patch(as_prop=True)
+def spoken(self: Size) -> int: # parameters that write a token
+    return self.language + self.vocab * self.width
+
+# %% ../nbs/13b_estimate.ipynb #7b195809
 def count(
     module: Any, # a torch module
 ) -> int: # parameters
     "How many parameters there are"
     return sum(p.numel() for p in module.parameters())
 
-# %% ../nbs/13b_estimate.ipynb #bf6e6309
+# %% ../nbs/13b_estimate.ipynb #f5280efb
 def hollow(
     config: dict[str, Any], # as in config.json
 ) -> Any: # a stock model without weights
@@ -100,7 +107,7 @@ def hollow(
     except (KeyError, ValueError) as e:
         raise QPonderError(f'{config.get("model_type")}: transformers has no student of this kind ({e})') from e
 
-# %% ../nbs/13b_estimate.ipynb #6d369557
+# %% ../nbs/13b_estimate.ipynb #2d51db0b
 def size_of(
     config: dict[str, Any], # as in config.json
     side: int = 0, # to which photos are brought; 0: none
@@ -120,7 +127,7 @@ def size_of(
         sum(m.in_features + m.out_features for m in lines), llava,
         vision.patch_size * getattr(vision, 'spatial_merge_size', 1), side)
 
-# %% ../nbs/13b_estimate.ipynb #ab3e814a
+# %% ../nbs/13b_estimate.ipynb #8edd67fa
 def find_size(
     student: str, # as in the settings
 ) -> Size:
@@ -133,7 +140,7 @@ def find_size(
     pixels = parts['processor_config'].get('image_processor', {}).get('size', {})
     return size_of(parts['config'], pixels.get('width', 0))
 
-# %% ../nbs/13b_estimate.ipynb #e2f91eef
+# %% ../nbs/13b_estimate.ipynb #c90903d3
 def photo_tokens(
     size: Size, # of the student
     width: int, # of the photo, pixels
@@ -145,7 +152,7 @@ def photo_tokens(
     h, w = smart_resize(height, width, size.patch, 4 * size.patch ** 2, 16_384 * size.patch ** 2)
     return h * w // size.patch ** 2
 
-# %% ../nbs/13b_estimate.ipynb #30f1616b
+# %% ../nbs/13b_estimate.ipynb #82195fb8
 @dataclass(frozen=True)
 class GPUKind:
     "A graphics processor, from its data sheet"
@@ -153,13 +160,13 @@ class GPUKind:
     flops: float # a second, in bfloat16 without sparsity
     bandwidth: float # bytes a second, of its memory
 
-# %% ../nbs/13b_estimate.ipynb #fd061af3
+# %% ../nbs/13b_estimate.ipynb #21b42a6f
 GPUS = {
     'a100': GPUKind(80, 312e12, 2.04e12), 'h100': GPUKind(80, 989e12, 3.35e12), 'h200': GPUKind(141, 989e12, 4.8e12),
     'l40s': GPUKind(48, 362e12, .86e12), '4090': GPUKind(24, 165e12, 1.01e12),
 }
 
-# %% ../nbs/13b_estimate.ipynb #b5044ac3
+# %% ../nbs/13b_estimate.ipynb #6b21621f
 @dataclass(frozen=True)
 class Plan:
     "What an estimate assumes, besides the settings of the run"
@@ -184,7 +191,7 @@ class Plan:
         if self.bits not in (32, 16, 4): raise QPonderError(f'bits = {self.bits}: choose 32, 16 or 4')
         if self.bits == 4 and not self.lora: raise QPonderError('bits = 4 holds weights that do not learn: give lora')
 
-# %% ../nbs/13b_estimate.ipynb #e1b7eed3
+# %% ../nbs/13b_estimate.ipynb #0c9d8e72
 def learning(
     size: Size, # of the student
     lora: int = 0, # rank; 0: everything
@@ -192,7 +199,7 @@ def learning(
     "How many parameters learn"
     return lora * size.lora if lora else size.total - size.frozen_tower * size.tower
 
-# %% ../nbs/13b_estimate.ipynb #a87eaa8e
+# %% ../nbs/13b_estimate.ipynb #ee05f9be
 def held(
     size: Size, # of the student
     plan: Plan, # adapter and bits
@@ -203,14 +210,13 @@ def held(
     per = {32: 4, 16: 2, 4: .516}[plan.bits]
     return dict(weights=4 * n + per * still, gradients=4 * n, optimiser=8 * n)
 
-# %% ../nbs/13b_estimate.ipynb #3bd4cb96
-def layer_floats(
-    size: Size, # of the student
-) -> int: # numbers for each token
+# %% ../nbs/13b_estimate.ipynb #27f62b19
+@patch(as_prop=True)
+def kept(self: Size) -> int: # numbers for each token
     "What one layer of the language model keeps for the gradient"
-    return 8 * size.width + 4 * size.mlp + 2 * size.kv
+    return 8 * self.width + 4 * self.mlp + 2 * self.kv
 
-# %% ../nbs/13b_estimate.ipynb #492bced0
+# %% ../nbs/13b_estimate.ipynb #75783d97
 def copied(
     size: Size, # of the student
     plan: Plan, # adapter, bits and sharding
@@ -219,7 +225,7 @@ def copied(
     two = 2 * size.language / size.layers * 2
     return two if plan.sharded or plan.lora else 2. * size.total
 
-# %% ../nbs/13b_estimate.ipynb #5d3875de
+# %% ../nbs/13b_estimate.ipynb #3054b313
 def step_bytes(
     size: Size, # of the student
     plan: Plan, # adapter, bits and sharding
@@ -229,10 +235,10 @@ def step_bytes(
 ) -> dict[str, float]: # part -> bytes on a GPU
     "What a training step adds in bfloat16, with gradient checkpointing"
     seen, said = rows * tokens, rows * answer
-    return dict(activations=seen * (2 * size.layers * size.width + 3 * layer_floats(size)),
+    return dict(activations=seen * (2 * size.layers * size.width + 3 * size.kept),
                 logits=(4 * seen + 12 * said) * size.vocab, copies=copied(size, plan))
 
-# %% ../nbs/13b_estimate.ipynb #236b8603
+# %% ../nbs/13b_estimate.ipynb #f5e66200
 def rollout_bytes(
     size: Size, # of the student
     plan: Plan, # sharding
@@ -241,9 +247,10 @@ def rollout_bytes(
 ) -> dict[str, float]: # part -> bytes on a GPU
     "What writing adds: keys and values, and a whole student in bfloat16 where it is spread or held in float32"
     whole = plan.sharded or plan.bits == 32
-    return dict(cache=rows * tokens * size.layers * 4 * size.kv, copies=2. * size.total if whole else copied(size, plan))
+    copies = 2. * size.total if whole else copied(size, plan)
+    return dict(cache=rows * tokens * size.layers * 4 * size.kv, copies=copies)
 
-# %% ../nbs/13b_estimate.ipynb #c67f1cda
+# %% ../nbs/13b_estimate.ipynb #19a430c3
 def forward_flops(
     size: Size, # of the student
     seen: int, # tokens of the photo
@@ -255,14 +262,33 @@ def forward_flops(
     words = 2 * size.language * tokens + 4 * size.layers * size.width * tokens ** 2
     return tower + 2 * size.bridge * seen + words + 2 * size.width * size.vocab * spoken
 
-# %% ../nbs/13b_estimate.ipynb #bd350df1
-def passes_of(
-    plan: Plan, # adapter
-) -> float: # forward passes that cost as much
-    "A training step with checkpointing, in forward passes"
-    return 3. if plan.lora else 4.
+# %% ../nbs/13b_estimate.ipynb #82bb5c5b
+@patch(as_prop=True)
+def passes(self: Plan) -> float: # forward passes that cost as much as a training step with checkpointing
+    return 3. if self.lora else 4.
 
-# %% ../nbs/13b_estimate.ipynb #c12fdc14
+# %% ../nbs/13b_estimate.ipynb #d8580508
+@patch(as_prop=True)
+def kind(self: Plan) -> GPUKind: # the data sheet of its GPU
+    return GPUS[self.gpu]
+
+# %% ../nbs/13b_estimate.ipynb #e6d30163
+def compute_seconds(
+    flops: float, # of one GPU
+    plan: Plan, # which GPU, and how well it is used
+) -> float: # seconds
+    "How long sums take"
+    return flops / plan.kind.flops / plan.used
+
+# %% ../nbs/13b_estimate.ipynb #b801d585
+def stream_seconds(
+    count: float, # bytes that one GPU reads
+    plan: Plan, # which GPU, and how well its memory is used
+) -> float: # seconds
+    "How long reading takes"
+    return count / plan.kind.bandwidth / plan.streamed
+
+# %% ../nbs/13b_estimate.ipynb #e9f02151
 def write_seconds(
     size: Size, # of the student
     plan: Plan, # the GPU
@@ -271,13 +297,11 @@ def write_seconds(
     answer: int, # tokens that are written
 ) -> float: # seconds
     "Writing is bound by memory: all weights in bfloat16, and the cache, are read for every token"
-    gpu = GPUS[plan.gpu]
     cache = rollout_bytes(size, plan, rows, prompt + answer // 2)['cache']
-    reads = (2 * (size.language + size.vocab * size.width) + cache) / gpu.bandwidth / plan.streamed
-    sums = 2 * (size.language + size.vocab * size.width) * rows / gpu.flops / plan.used
+    reads, sums = stream_seconds(2 * size.spoken + cache, plan), compute_seconds(2 * size.spoken * rows, plan)
     return answer * max(reads, sums)
 
-# %% ../nbs/13b_estimate.ipynb #51bd42d3
+# %% ../nbs/13b_estimate.ipynb #57cf01d0
 def seen_in(
     train: Any, # a dataset with decoded photos in `image`
     look: int = 100, # photos at most
@@ -287,7 +311,7 @@ def seen_in(
     width, height = (sorted(s)[len(s) // 2] for s in zip(*sizes))
     return dict(photos=len(train), width=width, height=height)
 
-# %% ../nbs/13b_estimate.ipynb #462387df
+# %% ../nbs/13b_estimate.ipynb #07bfa0cb
 @dataclass(frozen=True)
 class Lengths:
     "Tokens of what is said in a run"
@@ -298,10 +322,10 @@ class Lengths:
     told: int # of a question to the teacher, without the photo
     teacher_photo: int # as a Qwen2.5-VL sees it
 
-# %% ../nbs/13b_estimate.ipynb #70e196de
+# %% ../nbs/13b_estimate.ipynb #5edfdc0f
 CHAT, SCORE = 30, 12 # tokens around a question, and of a bare answer with its tags
 
-# %% ../nbs/13b_estimate.ipynb #52807f19
+# %% ../nbs/13b_estimate.ipynb #3815a180
 def lengths(
     size: Size, # of the student
     plan: Plan, # photos and words
@@ -314,7 +338,7 @@ def lengths(
     return Lengths(photo, photo + CHAT + words(student_prompt('reason').text), round(answer) + SCORE, SCORE,
                    CHAT + words(fill(EXPERT, 3.5).text), seen)
 
-# %% ../nbs/13b_estimate.ipynb #168c124b
+# %% ../nbs/13b_estimate.ipynb #a9a10c8d
 @dataclass(frozen=True)
 class Part:
     "One part of a run"
@@ -326,7 +350,7 @@ class Part:
     price: float # in the currency of the prices
     memory: Mapping[str, float] # part -> GB on each GPU; {} where somebody else computes
 
-# %% ../nbs/13b_estimate.ipynb #e1c9536b
+# %% ../nbs/13b_estimate.ipynb #c8d250de
 def teacher_part(
     said: Lengths, # of this run
     plan: Plan, # how many photos
@@ -338,7 +362,7 @@ def teacher_part(
     read, written = calls * (said.told + said.teacher_photo), calls * min(said.answer, s.max_tokens)
     return Part('teacher', calls, read, written, 0., (read * s.price_in + written * s.price_out) / 1e6, {})
 
-# %% ../nbs/13b_estimate.ipynb #3a0b9915
+# %% ../nbs/13b_estimate.ipynb #f55dedc5
 def on_gpu(
     size: Size, # of the student
     plan: Plan, # sharding
@@ -352,7 +376,7 @@ def on_gpu(
     parts = {k: v / 1e9 for k, v in (parts | more).items()} | {'aside': plan.aside}
     return parts | {'total': sum(parts.values())}
 
-# %% ../nbs/13b_estimate.ipynb #9992b3dd
+# %% ../nbs/13b_estimate.ipynb #b9978ff6
 def sft_part(
     size: Size, # of the student
     said: Lengths, # of this run
@@ -366,13 +390,13 @@ def sft_part(
     at_once, _ = shared(s.batch_size * s.accumulate, s.batch_size, plan.gpus, 'sft_batch_size and sft_accumulate')
     tokens = said.prompt + said.answer
     flops = sum(n * forward_flops(size, said.photo, said.prompt + a, said.prompt + a)
-                for n, a in ((traces, said.answer), (bare, said.score))) * passes_of(plan)
-    hours = flops / GPUS[plan.gpu].flops / plan.used / plan.gpus / 3600
+                for n, a in ((traces, said.answer), (bare, said.score))) * plan.passes
+    hours = compute_seconds(flops / plan.gpus, plan) / 3600
     return Part('sft', round(traces + bare), traces * tokens + bare * (said.prompt + said.score), 0., hours,
                 hours * plan.gpus * plan.hourly,
                 on_gpu(size, plan, step_bytes(size, plan, at_once, tokens, said.answer)))
 
-# %% ../nbs/13b_estimate.ipynb #2be594fd
+# %% ../nbs/13b_estimate.ipynb #148e66fd
 def grpo_part(
     size: Size, # of the student
     said: Lengths, # of this run
@@ -384,15 +408,15 @@ def grpo_part(
     at_once, turns = shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, plan.gpus)
     answer, mine, rollouts = min(said.answer, g.max_completion_length), at_once * turns, g.steps * g.rollouts
     tokens = said.prompt + answer
-    reading = forward_flops(size, said.photo, tokens, answer) * (passes_of(plan) + 1 + (g.beta > 0))
-    work = g.steps * mine * reading / GPUS[plan.gpu].flops / plan.used
+    reading = forward_flops(size, said.photo, tokens, answer) * (plan.passes + 1 + (g.beta > 0))
+    work = g.steps * compute_seconds(mine * reading, plan)
     hours = (work + g.steps * write_seconds(size, plan, mine, said.prompt, answer)) / 3600
     learn = on_gpu(size, plan, step_bytes(size, plan, at_once, tokens, answer), g.beta > 0)
     write = on_gpu(size, plan, rollout_bytes(size, plan, mine, said.prompt + g.max_completion_length), g.beta > 0)
     return Part('grpo', rollouts, rollouts * tokens, rollouts * answer, hours, hours * plan.gpus * plan.hourly,
                 max(learn, write, key=lambda m: m['total']))
 
-# %% ../nbs/13b_estimate.ipynb #c84dde87
+# %% ../nbs/13b_estimate.ipynb #bc95e72f
 @dataclass(frozen=True)
 class Estimate:
     "What a run will take, as far as can be told"
@@ -402,19 +426,27 @@ class Estimate:
     said: Lengths # tokens of questions and answers
     parts: tuple[Part, ...] # of the run
 
-    @property
-    def hours(self) -> float: return sum(p.hours for p in self.parts)
+# %% ../nbs/13b_estimate.ipynb #b2c86d2c
+@patch(as_prop=True)
+def hours(self: Estimate) -> float:
+    return sum(p.hours for p in self.parts)
 
-    @property
-    def price(self) -> float: return sum(p.price for p in self.parts)
+# %% ../nbs/13b_estimate.ipynb #b09fdb7b
+@patch(as_prop=True)
+def price(self: Estimate) -> float: # in the currency of the served prices
+    return sum(p.price for p in self.parts)
 
-    @property
-    def memory(self) -> float: return max(p.memory.get('total', 0) for p in self.parts)
+# %% ../nbs/13b_estimate.ipynb #a96908dd
+@patch(as_prop=True)
+def memory(self: Estimate) -> float: # GB of one GPU
+    return max(p.memory.get('total', 0) for p in self.parts)
 
-    @property
-    def fits(self) -> bool: return self.memory <= GPUS[self.plan.gpu].memory
+# %% ../nbs/13b_estimate.ipynb #7cf35549
+@patch(as_prop=True)
+def fits(self: Estimate) -> bool:
+    return self.memory <= self.plan.kind.memory
 
-# %% ../nbs/13b_estimate.ipynb #83a038a9
+# %% ../nbs/13b_estimate.ipynb #6a9998fb
 def estimate(
     settings: Settings, # of the run
     plan: Plan, # what is assumed
@@ -425,20 +457,34 @@ def estimate(
     trained = (part(size, said, plan, settings) for part in (sft_part, grpo_part))
     return Estimate(settings.common.student, size, plan, said, (teacher_part(said, plan, settings), *trained))
 
-# %% ../nbs/13b_estimate.ipynb #3c9263bf
+# %% ../nbs/13b_estimate.ipynb #320f2b9c
+@patch
+def line(self: Part) -> str: # two at most
+    "For a terminal"
+    line = (f'{self.name:8} {self.rows:>9,} rows {self.read / 1e6:>9,.1f} M tokens read '
+            f'{self.written / 1e6:>7,.1f} M written {self.hours:>8,.2f} h {self.price:>10,.2f}')
+    parts = ', '.join(f'{k} {v:.1f}' for k, v in self.memory.items())
+    return line + (f'\n         GB: {parts}' if parts else '')
+
+# %% ../nbs/13b_estimate.ipynb #d5f8cd6b
+@patch
+def assumed(self: Plan) -> str: # one line
+    "All assumptions"
+    return 'assumed: ' + ', '.join(f'{f.name} = {getattr(self, f.name)}' for f in fields(self))
+
+# %% ../nbs/13b_estimate.ipynb #34462c68
+@patch
+def head(self: Estimate) -> str: # one line
+    "What is estimated"
+    p, learns = self.plan, learning(self.size, self.plan.lora)
+    return (f'estimates, not measurements: {self.student}, {self.size.total / 1e9:.2f} B parameters, of which '
+            f'{learns / 1e9:.2f} B learn, on {p.gpus} x {p.gpu}' + (', sharded' if p.sharded else ''))
+
+# %% ../nbs/13b_estimate.ipynb #f2c40ac7
 @patch
 def __str__(self: Estimate) -> str:
     "For a terminal, assumptions included"
-    p, room = self.plan, GPUS[self.plan.gpu].memory
-    learns = f'an adapter of rank {p.lora} learns' if p.lora else f'{learning(self.size) / 1e9:.2f} B learn'
-    lines = [f'estimates, not measurements: {self.student}, {self.size.total / 1e9:.2f} B parameters, {learns}, on '
-             f'{p.gpus} x {p.gpu}' + (', sharded' if p.sharded else ''), '']
-    for part in self.parts:
-        lines += [f'{part.name:8} {part.rows:>9,} rows {part.read / 1e6:>9,.1f} M tokens read '
-                  f'{part.written / 1e6:>7,.1f} M written {part.hours:>8,.2f} h {part.price:>10,.2f}']
-        if part.memory: lines += ['         GB: ' + ', '.join(f'{k} {v:.1f}' for k, v in part.memory.items())]
-    verdict = 'fits into' if self.fits else 'does NOT fit into'
-    lines += ['', f'together {self.hours:,.1f} h, {self.price:,.2f}; {self.memory:.0f} GB {verdict} {room:.0f} GB',
-              'assumed: ' + ', '.join(f'{f.name} = {getattr(p, f.name)}' for f in fields(p)),
-              'not counted: validations, evaluation, a measured teacher, loading and saving']
-    return '\n'.join(lines)
+    verdict = f'{self.memory:.0f} GB {"fits" if self.fits else "does NOT fit"} into {self.plan.kind.memory:.0f} GB'
+    return '\n'.join([self.head(), '', *(p.line() for p in self.parts), '',
+        f'together {self.hours:,.1f} h, {self.price:,.2f}; {verdict}', self.plan.assumed(),
+        'not counted: validations, evaluation, a measured teacher, loading and saving'])

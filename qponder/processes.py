@@ -30,9 +30,6 @@ class Place:
     world: int = 1 # processes on all machines
     local: int = 1 # processes on this machine
 
-    @property
-    def first(self) -> bool: return self.rank == 0
-
 # %% ../nbs/05c_processes.ipynb #1695a99c
 def place(
     env: Mapping[str, str] = os.environ, # as launchers fill it
@@ -44,7 +41,7 @@ def place(
 # %% ../nbs/05c_processes.ipynb #93168344
 def first() -> bool: # True without a launcher
     "Is this the process that writes?"
-    return place().first
+    return place().rank == 0
 
 # %% ../nbs/05c_processes.ipynb #5dab021e
 T = TypeVar('T')

@@ -94,7 +94,8 @@ def test_the_command_says_what_it_assumes(capsys):
 
 
 @pytest.mark.parametrize('args, words', [
-    ([], '--photos 7000'), (['--photos', 'many'], 'photos = many'), (['--photos', '9', '--gpu', 'tpu'], ', '.join(GPUS))])
+    ([], '--photos 7000'), (['--photos', 'many'], 'photos = many'),
+    (['--photos', '9', '--gpu', 'tpu'], ', '.join(GPUS))])
 def test_mistakes(capsys, args, words):
     assert main(['estimate', '--preset', 'qwen2.5-vl-7b', *args]) == 2
     err = capsys.readouterr().err
