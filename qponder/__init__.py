@@ -10,6 +10,7 @@ Modules:
 - `qponder.fast`: nano in plain PyTorch: one photo rated in the time it takes to import a framework
 - `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
+- `qponder.parity`: Two engines, one student: does vLLM answer as transformers does?
 - `qponder.photo`: A photo, opened or refused
 - `qponder.processes`: One run on several processes: who am I, who writes, and how is an update shared
 - `qponder.rate`: The thing people call: one photo, two photos or a folder, rated with reasons

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'do_report', 'do_init',
-           'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor', 'read_plan', 'do_estimate', 'add_place',
-           'add_run', 'add_photos', 'add_others', 'add_machine', 'make_parser', 'calm', 'main']
+           'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor', 'read_plan', 'do_estimate', 'do_parity',
+           'add_place', 'add_run', 'add_photos', 'add_others', 'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, os, sys, warnings
@@ -61,9 +61,10 @@ def do_stages(
     args: argparse.Namespace, # stages, preset, name, runs, settings, fresh
 ) -> int: # exit code
     "`qponder run`, and each stage alone"
+    from qponder.processes import is_first
     from qponder.run import STAGES, run_stages
     run_stages(open_run(args), [s for s in STAGES if s.name in args.stages], args.fresh)
-    return do_report(args) if 'report' in args.stages else 0
+    return do_report(args) if 'report' in args.stages and is_first() else 0
 
 # %% ../nbs/14_cli.ipynb #2580338d
 def do_report(
@@ -77,16 +78,20 @@ def do_report(
 
 # %% ../nbs/14_cli.ipynb #679f8444
 def do_init(
-    args: argparse.Namespace, # nothing is needed
+    args: argparse.Namespace, # accelerate
 ) -> int: # exit code
-    "`qponder init`: write settings.ini, but never over an existing one"
+    "`qponder init`: write settings.ini, and layouts for `accelerate launch`, but never over existing ones"
     from importlib.resources import files
     from qponder.scale import QPonderError
-    try:
-        with open('settings.ini', 'xb') as f: f.write((files('qponder') / 'settings.ini').read_bytes())
-    except FileExistsError as e:
-        raise QPonderError('settings.ini is already here; move it away first to have a new one') from e
-    print('wrote settings.ini')
+    home = files('qponder')
+    given = {f'accelerate/{f.name}': f for f in (home / 'configs').iterdir()} if args.accelerate else {}
+    for name, file in ({'settings.ini': home / 'settings.ini'} | dict(sorted(given.items()))).items():
+        Path(name).parent.mkdir(exist_ok=True)
+        try:
+            with open(name, 'xb') as f: f.write(file.read_bytes())
+        except FileExistsError as e:
+            raise QPonderError(f'{name} is already here; move it away first to have a new one') from e
+        print(f'wrote {name}')
     return 0
 
 # %% ../nbs/14_cli.ipynb #8096a92f
@@ -191,6 +196,17 @@ def do_estimate(
     print(made)
     return int(not made.fits)
 
+# %% ../nbs/14_cli.ipynb #aa905e1d
+def do_parity(
+    args: argparse.Namespace, # model, photos
+) -> int: # exit code: 1 if the two engines differ
+    "`qponder parity`: does vLLM answer as transformers does?"
+    from qponder.parity import eight_photos, parity
+    from qponder.rate import find_photos
+    found = parity(args.model, find_photos(args.photos) if args.photos else eight_photos())
+    print(found)
+    return int(not found.good)
+
 # %% ../nbs/14_cli.ipynb #a01b27fb
 def add_place(
     parser: argparse.ArgumentParser, # changed in place
@@ -253,7 +269,9 @@ def add_others(
     p.set_defaults(do=do_check)
     p.add_argument('csv', nargs='+', metavar='CSV')
     add_settings(p, 'data', 'seed')
-    commands.add_parser('init', help='write settings.ini into this folder').set_defaults(do=do_init)
+    p = commands.add_parser('init', help='write settings.ini into this folder')
+    p.set_defaults(do=do_init)
+    p.add_argument('--accelerate', action='store_true', help='and layouts for `accelerate launch`: 1, 8 and 2x8 GPUs')
 
 # %% ../nbs/14_cli.ipynb #92c9c311
 def add_machine(
@@ -269,6 +287,10 @@ def add_machine(
     for name, text in PLAN.items():
         more = dict(nargs='?', const='yes') if name == 'sharded' else {}
         p.add_argument(f'--{name}', help=text, metavar=name.upper().replace('-', '_'), **more)
+    p = commands.add_parser('parity', help='does vLLM answer as transformers does?')
+    p.set_defaults(do=do_parity)
+    p.add_argument('photos', nargs='*', metavar='PHOTO', help='files or folders (default: eight of the sample)')
+    p.add_argument('--model', required=True, help="a model's folder, or a hub id")
 
 # %% ../nbs/14_cli.ipynb #9cef59a8
 def make_parser() -> argparse.ArgumentParser: # of all commands
