@@ -17,6 +17,7 @@ Modules:
 - `qponder.reward`: What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
 - `qponder.see`: Before it explains anything, a small student's tower learns what people mind
 - `qponder.served`: A large model behind an address writes the traces
-- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI."""
+- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI.
+- `qponder.shards`: Millions of photos: shards in, shards out, many workers, and nothing done twice"""
 
 __version__ = "0.6.0"

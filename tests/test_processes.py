@@ -62,25 +62,29 @@ def test_two_processes_have_the_student_of_one(both, part):
 STAGES = '''
 import sys
 from pathlib import Path
-from qponder.processes import is_first, place
+from qponder.processes import place, wait_for
 from qponder.run import Parts, Run, Settings, Common, Stage, run_stages
+Run.teacher = None
 here = Path(sys.argv[1])
 note = lambda name: lambda run: (run.folder/f'{name}-{place().rank}').write_text('was here')
 def result(run):
     note('alone')(run)
     (run.folder/'alone'/'result.txt').write_text('1')
-stages = [Stage('alone', result, ()), Stage('together', note('together'), (), ('alone/result.txt',), True)]
+def all_of_us(run):
+    note('together')(run)
+    for n in range(place().world): wait_for(lambda: (run.folder/f'together-{n}').exists() or None, .1)
+stages = [Stage('alone', result, ()), Stage('together', all_of_us, (), ('alone/result.txt',), True)]
 run = Run(here/'run', Settings('test', Common(), {}), lambda common: Parts([], [], [], 'photos'))
 run_stages(run, stages, say=lambda text: (here/f'said-{place().rank}').open('a').write(text + chr(10)))
 '''
 
 
 def test_the_first_works_and_the_others_wait(tmp_path):
-    def start(rank): return subprocess.Popen([sys.executable, '-c', STAGES.replace('run_stages(run, stages',
-        'Run.teacher = None; run_stages(run, stages'), str(tmp_path)], env=ENV | {'RANK': str(rank), 'WORLD_SIZE': '2'})
+    def start(rank): return subprocess.Popen([sys.executable, '-c', STAGES, str(tmp_path)],
+                                            env=ENV | {'RANK': str(rank), 'WORLD_SIZE': '2'})
     for _ in range(2):
         late = [start(1), start(0)]
-        assert [p.wait(120) for p in late] == [0, 0]
+        assert [p.wait(600) for p in late] == [0, 0]
     assert {p.name for p in (tmp_path/'run').glob('*-*')} == {'alone-0', 'together-0', 'together-1'}
     assert [p.name for p in tmp_path.glob('said-*')] == ['said-0']
     assert json.loads((tmp_path/'run'/'together'/'manifest.json').read_text())['starts'] == 1

@@ -1,11 +1,11 @@
 "What each of several processes does: a cold start and GRPO of a miniature whose answers are given; see test_processes."
 import sys
-from functools import partial
 from pathlib import Path
 
 from trl import GRPOTrainer
 
 from qponder import grpo as page
+from qponder import sft
 from qponder.distill import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import tensor_hash, tiny_student
@@ -16,7 +16,7 @@ from qponder.trace import Trace, render
 WORDS = 'excellent', 'good', 'fair', 'bad'
 SAID = [Trace(f'Overall the quality is {w}.', s) for w, s in zip(WORDS, (4.6, 3.8, 3.0, 1.4))]
 RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
-SFT = SFTSettings(epochs=3, batch_size=4, score_weight=1, score_only_every=0, eval_every=100, save_every=100)
+SFT = SFTSettings(epochs=10, batch_size=4, score_weight=1, score_only_every=0, eval_every=100, save_every=100)
 GRPO = GRPOSettings(steps=3, group_size=4, prompts_per_step=2, rollouts_per_pass=8, max_completion_length=60,
                     eval_every=100, save_every=100, preflight_prompts=0)
 
@@ -33,9 +33,10 @@ class Told(GRPOTrainer):
 
 
 def train(folder):
-    "Both trainings, each from the same student."
+    "Both trainings, each from the same student. In float32: bfloat16 rounds two rows otherwise than four."
+    sft.fast_bf16 = page.fast_bf16 = lambda: False
     cold_start(tiny_student(), RECORDS, folder/'sft', SFT)
-    page.GRPOTrainer = partial(Told)
+    page.GRPOTrainer = Told
     try: grpo(tiny_student(), RECORDS, folder/'grpo', GRPO)
     finally: page.GRPOTrainer = GRPOTrainer
 
