@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'do_report', 'do_init',
            'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor', 'read_plan', 'do_estimate', 'do_parity',
-           'add_place', 'add_run', 'add_photos', 'add_others', 'add_machine', 'make_parser', 'calm', 'main']
+           'do_shards', 'add_place', 'add_run', 'add_photos', 'add_others', 'add_shards', 'add_machine', 'make_parser',
+           'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, os, sys, warnings
@@ -207,6 +208,22 @@ def do_parity(
     print(found)
     return int(not found.good)
 
+# %% ../nbs/14_cli.ipynb #c8a511b0
+def do_shards(
+    args: argparse.Namespace, # job, shards, out, workers, gpus, model, score_only, preset, settings, set
+) -> int: # exit code
+    "`qponder shards`: rate or distill shards, and do what is left of them"
+    from qponder.run import read_settings
+    from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
+    s = read_settings(args.preset, args.settings, given(args))
+    rate = RateJob(args.model, not args.score_only, 'cuda' if args.gpus else 'cpu')
+    job = rate if args.job == 'rate' else DistillJob(s.stages['distill'], s.stages['served'], s.common.seed)
+    shards = find_shards(args.shards)
+    n = work_spread(shards, job, args.out, args.workers, args.gpus) if args.workers else work_plainly(
+        shards, job, args.out)
+    print(f'{n} shards done, {len(shards) - n} were finished before')
+    return 0
+
 # %% ../nbs/14_cli.ipynb #a01b27fb
 def add_place(
     parser: argparse.ArgumentParser, # changed in place
@@ -273,6 +290,23 @@ def add_others(
     p.set_defaults(do=do_init)
     p.add_argument('--accelerate', action='store_true', help='and layouts for `accelerate launch`: 1, 8 and 2x8 GPUs')
 
+# %% ../nbs/14_cli.ipynb #0620d25b
+def add_shards(
+    p: argparse.ArgumentParser, # changed in place
+) -> None:
+    "The options of `qponder shards`"
+    p.set_defaults(do=do_shards)
+    p.add_argument('job', choices=('rate', 'distill'), help='distill asks the teacher that served_model names')
+    p.add_argument('shards', nargs='+', metavar='SHARD', help='*.parquet, *.tar (webdataset), or folders of them')
+    p.add_argument('--out', required=True, metavar='DIR', help='a folder for each shard comes here')
+    p.add_argument('--workers', type=int, default=0, help='actors of Ray; 0: this process alone (default: 0)')
+    p.add_argument('--gpus', type=float, default=0., help='of a worker (default: 0)')
+    p.add_argument('--model', default='nano', help="who rates: nano, or a model's folder (default: nano)")
+    p.add_argument('--score-only', action='store_true', help='no reasons, several times faster')
+    p.add_argument('--preset', default='nano', help='whose settings distill follows (default: nano)')
+    p.add_argument('--settings', metavar='FILE', help='default: ./settings.ini, else the one in the package')
+    p.add_argument('--set', action='append', metavar='KEY=VALUE', help='any key of settings.ini; may be repeated')
+
 # %% ../nbs/14_cli.ipynb #92c9c311
 def add_machine(
     commands: Any, # what `add_subparsers` gives, changed in place
@@ -291,6 +325,7 @@ def add_machine(
     p.set_defaults(do=do_parity)
     p.add_argument('photos', nargs='*', metavar='PHOTO', help='files or folders (default: eight of the sample)')
     p.add_argument('--model', required=True, help="a model's folder, or a hub id")
+    add_shards(commands.add_parser('shards', help='rate or distill millions of photos that lie in shards'))
 
 # %% ../nbs/14_cli.ipynb #9cef59a8
 def make_parser() -> argparse.ArgumentParser: # of all commands

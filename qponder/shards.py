@@ -12,8 +12,8 @@ results do not depend on how many workers there were, or how many of them died."
 
 # %% auto #0
 __all__ = ['Row', 'READERS', 'Do', 'parquet_rows', 'tar_rows', 'shard_rows', 'find_shards', 'Job', 'open_row', 'rate_rows',
-           'write_ratings', 'RateJob', 'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'work_shard',
-           'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
+           'write_ratings', 'RateJob', 'verdicts', 'DistillJob', 'shard_inputs', 'shard_folder', 'finished',
+           'work_shard', 'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
 
 # %% ../nbs/13d_shards.ipynb #e9fe8f21
 import json
@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from fastcore.basics import chunked, patch
+from fastcore.basics import chunked
 from PIL import Image
 
 from .distill import DistillSettings, MeasuredTeacher, distill, mend
@@ -91,6 +91,8 @@ def find_shards(
     found = [s for p in map(Path, places) for s in
              (sorted(f for f in p.iterdir() if f.suffix in READERS) if p.is_dir() else [p])]
     twice = [stem for stem, n in Counter(s.stem for s in found).items() if n > 1]
+    for s in found:
+        if s.suffix not in READERS or not s.is_file(): raise QPonderError(f'{s}: no shard; give *.parquet or *.tar')
     if not found: raise QPonderError('no shard is there: give *.parquet or *.tar, or folders of them')
     if twice: raise QPonderError(f'{len(twice)} shards share a name, such as {twice[0]}: give each its own')
     return found
@@ -154,18 +156,25 @@ class RateJob:
     reasons: bool = True # False: bare scores
     device: str = 'cpu' # or 'cuda'
 
-# %% ../nbs/13d_shards.ipynb #1d33ce99
-@patch
-def describe(self: RateJob) -> dict[str, Any]:
-    return dict(job='rate', model=self.model, weights=student_sha(self.model), reasons=self.reasons)
+    def describe(self) -> dict[str, Any]:
+        return dict(job='rate', model=self.model, weights=student_sha(self.model), reasons=self.reasons)
 
-# %% ../nbs/13d_shards.ipynb #eca91c08
-@patch
-def start(self: RateJob) -> Do:
-    rater = Rater(self.model, self.device)
-    return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
+    def start(self) -> Do:
+        rater = Rater(self.model, self.device)
+        return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
 
-# %% ../nbs/13d_shards.ipynb #e448e6aa
+# %% ../nbs/13d_shards.ipynb #6b493715
+def verdicts(
+    rows: Iterable[Row], # of a shard
+    teacher: Any, # a `distill.Teacher`
+    folder: Path, # for traces.jsonl and kept.jsonl
+    settings: DistillSettings, # filters, views
+) -> dict[str, int]: # verdict -> rows
+    "Have a teacher write traces, and count what the filters say"
+    about = (r | dict(image={'bytes': r['image']} if r['image'] else None) for r in rows)
+    return dict(Counter(r.verdict for r in distill(about, teacher, folder, settings)))
+
+# %% ../nbs/13d_shards.ipynb #69b2c347
 @dataclass(frozen=True)
 class DistillJob:
     "Have a teacher write a trace for every photo that has a `score` on 1–5"
@@ -173,21 +182,16 @@ class DistillJob:
     served: ServedSettings = field(default_factory=ServedSettings) # its model is asked; '': the measured teacher writes
     seed: int = 0 # of the teacher's words
 
-# %% ../nbs/13d_shards.ipynb #e9374c2a
-@patch
-def describe(self: DistillJob) -> dict[str, Any]:
-    s = self.served
-    asked = dict(teacher=s.model or 'measured', temperature=s.temperature, max_tokens=s.max_tokens)
-    return dict(job='distill', seed=self.seed) | asked | asdict(self.settings)
+    def describe(self) -> dict[str, Any]:
+        s = self.served
+        asked = dict(teacher=s.model or 'measured', temperature=s.temperature, max_tokens=s.max_tokens)
+        return dict(job='distill', seed=self.seed) | asked | asdict(self.settings)
 
-# %% ../nbs/13d_shards.ipynb #0309fa23
-@patch
-def start(self: DistillJob) -> Do:
-    teacher = ServedTeacher(self.served, self.seed) if self.served.model else MeasuredTeacher(seed=self.seed)
-    about = lambda row: row | dict(image={'bytes': row['image']} if row['image'] else None)
-    return lambda rows, folder: dict(Counter(r.verdict for r in distill(map(about, rows), teacher, folder, self.settings)))
+    def start(self) -> Do:
+        teacher = ServedTeacher(self.served, self.seed) if self.served.model else MeasuredTeacher(seed=self.seed)
+        return lambda rows, folder: verdicts(rows, teacher, folder, self.settings)
 
-# %% ../nbs/13d_shards.ipynb #3ee1f322
+# %% ../nbs/13d_shards.ipynb #bcbaef8c
 def shard_inputs(
     shard: Path, # a file
     job: Job, # what is done
@@ -195,7 +199,7 @@ def shard_inputs(
     "All that decides the results of a shard"
     return json.loads(json.dumps({'shard': shard.name, 'content': sha(shard)} | job.describe()))
 
-# %% ../nbs/13d_shards.ipynb #3614e683
+# %% ../nbs/13d_shards.ipynb #24f81dd1
 def shard_folder(
     shard: Path, # a file
     out: str | Path, # where results are kept
@@ -203,7 +207,7 @@ def shard_folder(
     "Where the results of a shard go"
     return Path(out) / shard.stem
 
-# %% ../nbs/13d_shards.ipynb #c90273f4
+# %% ../nbs/13d_shards.ipynb #b259d009
 def finished(
     shard: Path, # a file
     job: Job, # what is done
@@ -215,7 +219,7 @@ def finished(
     if changed: raise QPonderError(f'{folder} was made with {changed}: choose another --out')
     return 'versions' in old
 
-# %% ../nbs/13d_shards.ipynb #aa2db205
+# %% ../nbs/13d_shards.ipynb #0be902fb
 def work_shard(
     shard: Path, # a file
     job: Job, # what is done
@@ -231,7 +235,7 @@ def work_shard(
     write_json(folder / 'manifest.json', made)
     return made
 
-# %% ../nbs/13d_shards.ipynb #ab32d37b
+# %% ../nbs/13d_shards.ipynb #365e78b7
 def work_plainly(
     shards: Sequence[Path], # files
     job: Job, # what is done
@@ -244,7 +248,7 @@ def work_plainly(
     for s in todo: say(f'{s.name}: {work_shard(s, job, do, out)["counts"]}')
     return len(todo)
 
-# %% ../nbs/13d_shards.ipynb #7a188b99
+# %% ../nbs/13d_shards.ipynb #f427859c
 def ray_data() -> ModuleType: # `ray`, with `ray.data`
     "Ray; `QPonderError` where it is not installed"
     try: import ray, ray.data
@@ -252,7 +256,7 @@ def ray_data() -> ModuleType: # `ray`, with `ray.data`
         raise QPonderError('several workers need Ray: pip install "qponder[scale]", or give --workers 0') from e
     return ray
 
-# %% ../nbs/13d_shards.ipynb #721a1e6a
+# %% ../nbs/13d_shards.ipynb #988b583f
 class Worker:
     "An actor of the pool"
     def __init__(self,
@@ -265,7 +269,7 @@ class Worker:
         made = [work_shard(Path(s), self.job, self.do, self.out) for s in batch['shard']]
         return {'shard': batch['shard'], 'said': [str(m['counts']) for m in made]}
 
-# %% ../nbs/13d_shards.ipynb #0d346acf
+# %% ../nbs/13d_shards.ipynb #19b77329
 def cause_of(
     error: BaseException, # from Ray
 ) -> BaseException: # ours, if there is one behind it
@@ -275,7 +279,7 @@ def cause_of(
         inside = getattr(inside, 'cause', None) or inside.__cause__
     return inside or error
 
-# %% ../nbs/13d_shards.ipynb #7a196f15
+# %% ../nbs/13d_shards.ipynb #29b15b7e
 def work_spread(
     shards: Sequence[Path], # files, in a place that all machines see
     job: Job, # what is done
