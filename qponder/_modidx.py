@@ -352,7 +352,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.grpo.Alarm.on_log': ('grpo.html#alarm.on_log', 'qponder/grpo.py'),
                               'qponder.grpo.GRPOSettings': ('grpo.html#grposettings', 'qponder/grpo.py'),
                               'qponder.grpo.GRPOSettings.__post_init__': ('grpo.html#grposettings.__post_init__', 'qponder/grpo.py'),
-                              'qponder.grpo.GRPOSettings.passes': ('grpo.html#grposettings.passes', 'qponder/grpo.py'),
                               'qponder.grpo.GRPOSettings.rollouts': ('grpo.html#grposettings.rollouts', 'qponder/grpo.py'),
                               'qponder.grpo.LookFirst': ('grpo.html#lookfirst', 'qponder/grpo.py'),
                               'qponder.grpo.LookFirst.__init__': ('grpo.html#lookfirst.__init__', 'qponder/grpo.py'),

@@ -69,12 +69,6 @@ class GRPOSettings:
     @property
     def rollouts(self) -> int: return self.group_size * self.prompts_per_step
 
-    @property
-    def passes(self) -> int: # in equal parts
-        "How many passes the rollouts of an update take"
-        return next(n for n in range(1, self.rollouts + 1)
-                    if not self.rollouts % n and self.rollouts // n <= self.rollouts_per_pass)
-
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_row(
     record: Record, # a kept one

@@ -264,8 +264,10 @@ class Worker:
         out: str, # where results are kept
     ): self.job, self.out, self.do = job, out, job.start()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        "{'shard': paths} to the same with 'said'"
+    def __call__(self,
+        batch: dict[str, Any], # 'shard': paths
+    ) -> dict[str, Any]: # the same, and what was 'said'
+        "Do the shards of a batch"
         made = [work_shard(Path(s), self.job, self.do, self.out) for s in batch['shard']]
         return {'shard': batch['shard'], 'said': [str(m['counts']) for m in made]}
 
