@@ -16,8 +16,9 @@ __all__ = ['GRPOSettings', 'grpo_row', 'grpo_rows', 'consistency_reader', 'Prefl
 # %% ../nbs/09_grpo.ipynb #4d82b819
 import json
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +80,22 @@ class GRPOSettings:
 def grpo_row(
     record: Record, # a kept one
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
+    prompts: Mapping[str, str] | None = None, # mode -> the one whose prompt the student was taught for it
 ) -> dict: # one question
     "What is asked, and what the rewards need to know."
+    mode = (prompts or {}).get(mode, mode)
     known = dict(score=record.target, faults=json.dumps(record.faults), name=record.name, std=record.std)
-    return asked(record, mode) | dict(mode=mode) | known
+    return asked(record, mode) | dict(mode='score' if mode == 'score' else 'reason') | known
 
 # %% ../nbs/09_grpo.ipynb #b9931a47
 def grpo_rows(
     records: Sequence[Record], # kept records with a target score
     every: int = 0, # ask for a bare score about each n-th photo too; 0: never
+    prompts: Mapping[str, str] | None = None, # as for `grpo_row`
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), name, std, and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
-    return both_ways(grpo_row, records, every)
+    return both_ways(partial(grpo_row, prompts=prompts), records, every)
 
 # %% ../nbs/09_grpo.ipynb #dd5325be
 def consistency_reader(
@@ -238,7 +242,8 @@ def grpo(
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
-    out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records, settings.score_only_every)
+    out, log, prompts = Path(out), JsonlLog(Path(out) / 'log.jsonl'), getattr(student.model.config, 'prompts', None)
+    rows = grpo_rows(records, settings.score_only_every, prompts)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step, settings.scale_rewards)
     out.mkdir(parents=True, exist_ok=True)
@@ -248,7 +253,8 @@ def grpo(
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
     if settings.preflight_prompts and not newest:
-        check_preflight(preflight(student, grpo_rows(records), settings, rewards, seed, reader=reader), settings)
+        every = grpo_rows(records, 0, prompts)
+        check_preflight(preflight(student, every, settings, rewards, seed, reader=reader), settings)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Alarm(log), SameOrder(), Validate(student, val, settings.eval_every, log), *slow])

@@ -149,5 +149,5 @@ def check_objective(
         raise QPonderError(f'sft_objective = {objective} takes the spread of the raters, but {lacking} of {len(stds)} '
                            'photos have none: name its column with std_col, or set sft_objective = level')
     if objective == 'soft+fidelity' and (lonely := alone_share(names, rows)) > .5:
-        raise QPonderError(f'sft_objective = {objective} compares photos of one dataset, but with sft_batch_size = {rows} '
-                           f'{lonely:.0%} of them would be alone: raise it, or train on fewer datasets')
+        raise QPonderError(f'sft_objective = {objective} compares photos of one dataset, but with sft_batch_size = '
+                           f'{rows} {lonely:.0%} of them would be alone: raise it, or train on fewer datasets')

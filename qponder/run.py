@@ -8,7 +8,8 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces',
-           'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of', 'run_stages']
+           'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of',
+           'check_objective_of', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -29,7 +30,7 @@ from safetensors import SafetensorError
 
 from .expert import EXPERT, expert_prompt
 from .scale import QPonderError
-from .trace import REASON, SCORE_ONLY, prompt_hash
+from .trace import LEVEL, REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/13_run.ipynb #3b446201
 @dataclass(frozen=True)
@@ -399,9 +400,10 @@ def inputs(
     out = used(stage, run.settings) | {'data': run.parts.hash}
     if 'student' in out: out['student weights'] = student_sha(out['student'])
     out |= {parent: sha(run.folder / parent) for parent in stage.reads}
-    d = run.settings.stages.get('distill')
+    d, sft = (run.settings.stages.get(k) for k in ('distill', 'sft'))
     asked = expert_prompt(language=d.language, told=d.tell) if d else EXPERT
-    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in (asked, REASON, SCORE_ONLY)}))
+    prompts = [asked, REASON, SCORE_ONLY] + [LEVEL] * (getattr(sft, 'objective', 'trace') != 'trace')
+    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in prompts}))
 
 # %% ../nbs/13_run.ipynb #3c85d146
 def write_json(
@@ -658,6 +660,15 @@ def check_rewards_of(
     check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
                 stages['grpo'].prompts_per_step, stages['grpo'].scale_rewards)
 
+# %% ../nbs/13_run.ipynb #6fb98e65
+def check_objective_of(
+    run: Run, # settings and photos
+) -> None:
+    "`QPonderError` if what the cold start is to teach will lack something: the spread of raters, company"
+    from qponder.objectives import check_objective
+    sft, train = run.settings.stages['sft'], run.parts.train
+    check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
+
 # %% ../nbs/13_run.ipynb #43070ac3
 def run_stages(
     run: Run, # folder, settings, photos
@@ -667,6 +678,7 @@ def run_stages(
 ) -> Path: # the run folder
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
     if any(s.name == 'distill' for s in stages): run.teacher
+    if any(s.work is cold_start_stage for s in stages): check_objective_of(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder
