@@ -165,8 +165,7 @@ def test_training_lowers_the_loss(objective, tmp_path):
 def rated(folder): return [Rater(folder).rate(r.path, reasons) for reasons in (True, False) for r in RECORDS]
 
 
-@pytest.mark.parametrize('kind', ['llava', 'qwen2.5-vl'])
-@pytest.mark.parametrize('objective', WORDED)
+@pytest.mark.parametrize('objective, kind', [*((o, 'qwen2.5-vl') for o in WORDED), ('soft+fidelity', 'llava')])
 def test_taught_in_words_rated_in_numbers(objective, kind, tmp_path):
     "A student with score tokens and one that spells digits, taught one way only, are asked and read that way."
     model = cold_start(tiny_vlm(kind), RECORDS, tmp_path, replace(HOW, objective=objective))
@@ -176,6 +175,7 @@ def test_taught_in_words_rated_in_numbers(objective, kind, tmp_path):
     assert [r.expected for r in ratings] == pytest.approx(means * 2, abs=.2)
 
 
+@pytest.mark.slow
 def test_reasons_and_words_in_one_student(tmp_path):
     model = cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, tmp_path, replace(HOW, objective='soft', mix=.5))
     ratings = rated(model)
@@ -270,9 +270,10 @@ def test_a_mistake_is_named(line, words):
 
 # the whole way
 
-SMALL = dict(data='photos.csv', low=0, high=100, std_col='std', split_col='split', sft_epochs=20, sft_batch_size=4,
-             sft_learning_rate=.01, sft_eval_every=100, sft_save_every=100, grpo_steps=1, grpo_group_size=2,
-             grpo_prompts_per_step=2, grpo_preflight_prompts=0, grpo_max_completion_length=64)
+SMALL = dict(data='photos.csv', low=0, high=100, std_col='std', split_col='split', sft_epochs=150, sft_batch_size=4,
+             sft_learning_rate=.01, sft_eval_every=100, sft_save_every=100, grpo_steps=2, grpo_group_size=4,
+             grpo_prompts_per_step=2, grpo_preflight_prompts=0, grpo_max_completion_length=64, grpo_warmup=0,
+             grpo_temperature=2, grpo_learning_rate=.01)
 
 
 @pytest.mark.slow
@@ -292,5 +293,5 @@ def test_from_photos_to_a_report(preset, kind, tmp_path, monkeypatch, capsys):
     assert config['prompts'] == prompts_of('level', None if preset == 'q-sit' else 1)
     said = [json.loads(line) for line in Path('runs', preset, 'evaluate', 'predictions.jsonl').read_text().splitlines()]
     mine = [r for r in said if r['model'] == 'Q-Ponder-CI']
-    read = [r['expected'] for r in mine if r['greedy'] is not None]
-    assert len(mine) == 8 and all(1 <= e <= 5 for e in read) and (read or preset == 'q-sit')
+    read = [r['expected'] for r in mine if r['expected'] is not None]
+    assert len(mine) == 8 and all(1 <= e <= 5 for e in read) and len(read) > (0 if preset == 'q-sit' else 6)
