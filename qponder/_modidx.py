@@ -725,6 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.run.used': ('run.html#used', 'qponder/run.py'),
                              'qponder.run.versions': ('run.html#versions', 'qponder/run.py'),
                              'qponder.run.watch': ('run.html#watch', 'qponder/run.py'),
+                             'qponder.run.without_grpo': ('run.html#without_grpo', 'qponder/run.py'),
                              'qponder.run.write_json': ('run.html#write_json', 'qponder/run.py')},
             'qponder.scale': { 'qponder.scale.QPonderError': ('scale.html#qpondererror', 'qponder/scale.py'),
                                'qponder.scale.Scale': ('scale.html#scale', 'qponder/scale.py'),

@@ -49,7 +49,7 @@ from .trace import parse
 @dataclass(frozen=True)
 class GRPOSettings:
     "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
-    steps: int = 40 # updates
+    steps: int = 40 # updates; 0: the run ends with the cold start
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
     rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
@@ -69,7 +69,7 @@ class GRPOSettings:
     vllm_memory: float = .3 # share of each GPU's memory that a colocated vLLM takes
 
     def __post_init__(self):
-        check_range(self, steps=(1, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
+        check_range(self, steps=(0, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
             beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
             eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6),
             score_only_every=(0, 1e6), vllm_memory=(.05, .95))
@@ -277,6 +277,7 @@ def grpo(
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
+    if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     out, log, prompts = Path(out), JsonlLog(Path(out) / 'log.jsonl'), getattr(student.model.config, 'prompts', None)
     rows = grpo_rows(records, settings.score_only_every, prompts)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),

@@ -9,7 +9,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
            'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage',
-           'check_rewards_of', 'check_objective_of', 'run_stages']
+           'check_rewards_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -664,6 +664,7 @@ def evaluate_stage(
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
+    if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels:
         from qponder.adapt import load_trainee
@@ -701,6 +702,16 @@ def check_objective_of(
     sft, train = run.settings.stages['sft'], run.parts.train
     check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
 
+# %% ../nbs/13_run.ipynb #0030aeea
+def without_grpo(
+    stages: Sequence[Stage], # in order
+) -> list[Stage]: # at least one
+    "The stages of a run that ends with the cold start; `QPonderError` if GRPO alone was asked for"
+    others = [s for s in stages if s.work is not grpo_stage]
+    kept = [replace(s, reads=tuple(r for r in s.reads if r != 'grpo/model')) for s in others]
+    if not kept: raise QPonderError('grpo_steps = 0: this run ends with the cold start; raise it to train by reward')
+    return kept
+
 # %% ../nbs/13_run.ipynb #43070ac3
 def run_stages(
     run: Run, # folder, settings, photos
@@ -709,6 +720,7 @@ def run_stages(
     say: Callable[[str], Any] = print, # told what happens
 ) -> Path: # the run folder
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
+    if getattr(run.settings.stages.get('grpo'), 'steps', 1) == 0: stages = without_grpo(stages)
     if any(s.name == 'distill' for s in stages): run.teacher
     if any(s.work is cold_start_stage for s in stages): check_objective_of(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)

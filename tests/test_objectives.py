@@ -271,9 +271,7 @@ def test_a_mistake_is_named(line, words):
 # the whole way
 
 SMALL = dict(data='photos.csv', low=0, high=100, std_col='std', split_col='split', sft_epochs=150, sft_batch_size=4,
-             sft_learning_rate=.01, sft_eval_every=100, sft_save_every=100, grpo_steps=2, grpo_group_size=4,
-             grpo_prompts_per_step=2, grpo_preflight_prompts=0, grpo_max_completion_length=64, grpo_warmup=0,
-             grpo_temperature=2, grpo_learning_rate=.01)
+             sft_learning_rate=.01, sft_eval_every=1000, sft_save_every=1000)
 
 
 @pytest.mark.slow
@@ -289,9 +287,10 @@ def test_from_photos_to_a_report(preset, kind, tmp_path, monkeypatch, capsys):
     command = ['run', '--preset', preset, '--set', 'student=base']
     for key, value in SMALL.items(): command += ['--set', f'{key}={value}']
     assert main(command) == 0, capsys.readouterr().err
-    config = json.loads(Path('runs', preset, 'grpo', 'model', 'config.json').read_text())
+    assert not Path('runs', preset, 'grpo').exists() and Path('runs', preset, 'report.html').is_file()
+    config = json.loads(Path('runs', preset, 'cold-start', 'model', 'config.json').read_text())
     assert config['prompts'] == prompts_of('level', None if preset == 'q-sit' else 1)
     said = [json.loads(line) for line in Path('runs', preset, 'evaluate', 'predictions.jsonl').read_text().splitlines()]
     mine = [r for r in said if r['model'] == 'Q-Ponder-CI']
     read = [r['expected'] for r in mine if r['expected'] is not None]
-    assert len(mine) == 8 and all(1 <= e <= 5 for e in read) and len(read) > (0 if preset == 'q-sit' else 6)
+    assert len(mine) == 8 and all(1 <= e <= 5 for e in read) and (len(read) > 3 or preset == 'q-sit')
