@@ -95,10 +95,11 @@ def grpo_row(
 def grpo_rows(
     records: Sequence[Record], # kept records with a target score
     every: int = 0, # ask for a bare score about each n-th photo too; 0: never
-    prompts: Mapping[str, str] | None = None, # as for `grpo_row`
+    student: Student | None = None, # who is asked in the way it was taught; None: as any
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), name, std, and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
+    prompts = getattr(student.model.config, 'prompts', None) if student else None
     return both_ways(partial(grpo_row, prompts=prompts), records, every)
 
 # %% ../nbs/09_grpo.ipynb #dd5325be
@@ -242,6 +243,7 @@ def grpo_config(
     progress: bool = False, # show a progress bar
 ) -> GRPOConfig:
     "The stock trainer's arguments; processes share an update in whole groups, see `processes.shared_groups`."
+    if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
@@ -277,9 +279,7 @@ def grpo(
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
-    if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
-    out, log, prompts = Path(out), JsonlLog(Path(out) / 'log.jsonl'), getattr(student.model.config, 'prompts', None)
-    rows = grpo_rows(records, settings.score_only_every, prompts)
+    out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records, settings.score_only_every, student)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step // place().world, settings.scale_rewards)
     out.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def grpo(
     audit(student, rows, settings.max_completion_length, out)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
-    look = partial(preflight, student, grpo_rows(records, 0, prompts), settings, rewards, seed, reader=reader)
+    look = partial(preflight, student, grpo_rows(records, 0, student), settings, rewards, seed, reader=reader)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),
