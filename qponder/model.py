@@ -36,8 +36,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
-from .fast import (SCORES, Generation, check_policy, checkpoint, expect, fast_bf16, keep_memory, level_token_ids,
-                          policy_of, rename_attention, score_next, score_token_ids)
+from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expect, expect_level, fast_bf16,
+                          keep_memory, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
+                          score_token_ids, verdict_of)
 from .processes import place
 from .scale import QPonderError, check_range
 from .trace import messages, student_prompt
@@ -441,7 +442,8 @@ def generate_batch(
     max_new_tokens: int | None = None, # None: what the checkpoint says
 ) -> list[Generation]:
     "One answer per photo, from one batch."
-    inputs = encode(student, images, mode).to(student.model.device)
+    config = vars(student.model.config)
+    inputs = encode(student, images, asked_as(config, mode)).to(student.model.device)
     likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(student.processor.tokenizer)]))
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
@@ -449,8 +451,9 @@ def generate_batch(
     prompt = inputs['attention_mask']
     new, logits = out.sequences[:, prompt.shape[1]:], torch.stack(out.logits, 1)
     words, again = student.processor.tokenizer, partial(reread, student, memory_of(out), prompt)
-    ids, levels = score_token_ids(words), level_token_ids(words)
-    means = [None] * len(new) if sample else expect(new, logits, ids, levels, again)
+    if sample: means = [None] * len(new)
+    elif reads_levels(config): means = expect_level(new, logits, verdict_of(words))
+    else: means = expect(new, logits, score_token_ids(words), level_token_ids(words), again)
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a
