@@ -16,7 +16,8 @@ from qponder.audit import audit, photo_size
 from qponder.distill import Record
 from qponder.fast import SCORES
 from qponder.grpo import GRPOSettings, grpo
-from qponder.model import load_student, save_student
+from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,
+                           score_spelling)
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater
 from qponder.run import Run, check_stage, read_settings
@@ -55,6 +56,10 @@ def test_sft_grpo_and_rating(kind, tmp_path):
     trained = grpo(load_student(ci), RECORDS, tmp_path/'grpo', replace(GRPO, steps=1, max_completion_length=32))
     rating = Rater(trained).rate(pristine()[0])
     assert rating.status == 'ok' and 1 <= rating.score <= 5 and rating.reasoning.startswith('Overall')
+    alone = generate(load_student(trained), images := [open_image(p) for p in pristine()[:2]], batch_size=1)
+    assert alone[0].expected == pytest.approx(rating.expected, abs=.01) and all(1 <= a.expected <= 5 for a in alone)
+    together = generate(load_student(trained), images[::-1])
+    assert [a.expected for a in together[::-1]] == pytest.approx([a.expected for a in alone], abs=1e-4)
     assert all(json.loads((tmp_path/stage/'audit.json').read_text())['rows'] == 2 for stage in ('sft', 'grpo'))
 
 
@@ -183,7 +188,7 @@ def test_a_trained_tower_moves(kind, tmp_path):
 def test_chances_by_hand():
     "Digit after digit, without a batch: the chance of 3.7 among the 41."
     student, photo = tiny_vlm('smolvlm'), open_image(pristine()[0])
-    words, inputs = student.processor.tokenizer, adapt.encode(student, [photo], 'score')
+    words, inputs = student.processor.tokenizer, encode(student, [photo], 'score')
     marks = []
     for score in SCORES:
         ids = torch.tensor([words(f'<answer>{score}')['input_ids']])
@@ -192,6 +197,23 @@ def test_chances_by_hand():
         with torch.no_grad(): logits = student.model(input_ids=rows, **more).logits[0, -ids.shape[1] - 1:-1]
         marks.append(logits.log_softmax(-1)[torch.arange(ids.shape[1]), ids[0]].sum())
     assert torch.allclose(torch.stack(marks).softmax(0), score_chances(student, photo), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_expected_scores_by_hand(kind):
+    "After a reasoning of its own: every path read from its beginning, without a cache."
+    student, photo = tiny_vlm(kind), open_image(pristine()[0])
+    words, inputs = student.processor.tokenizer, encode(student, [photo])
+    answer = torch.tensor(words('<think>Edges are soft.</think>\n<answer>3.4</answer>')['input_ids'] +
+                          [words.eos_token_id])
+    spelt, at = score_spelling(words)[1], score_place(student, answer.tolist())
+    rows = torch.cat([answer[:at].expand(41, -1), spelt], 1)
+    marks = []
+    for row, path in zip(rows, spelt):
+        with torch.no_grad(): logits = student.model(**lengthen(inputs, row[None])).logits[0, -4:-1]
+        marks.append(logits.log_softmax(-1)[torch.arange(3), path].sum())
+    mean = float(torch.stack(marks).softmax(0) @ torch.tensor(SCORES))
+    assert expect_spelt(student, photo, answer) == pytest.approx(mean, abs=1e-4)
 
 
 # four bits
