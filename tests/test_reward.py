@@ -446,7 +446,7 @@ def test_what_is_needed_is_there():
     check_needs(FULL, **fine)
     check_needs(RewardSettings(), ['x'], [None], False, 1, 'group')
     for how, other, words in (
-            (FULL, dict(photos=1), 'grpo_prompts_per_step = 1.*raise it'),
+            (FULL, dict(photos=1), 'with 1 photos.*raise grpo_prompts_per_step'),
             (FULL, dict(names=list('stuvwxyz')), 'alone'),
             (RewardSettings(w_rank=1, rank='margin', rank_width=0), dict(stds=[None] * 8), 'rank_width = 0.*std_col'),
             (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'),
