@@ -136,9 +136,12 @@ def do_rate(
     args: argparse.Namespace, # photos, model, score_only, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
+    from qponder.fast import checkpoint, is_nano
     from qponder.rate import Rater, find_photos, rate_many
+    device = 'cpu'
+    if not is_nano(checkpoint(args.model)): from qponder.model import best_device; device = best_device()
     failed, photos = False, find_photos(args.photos)
-    for r in rate_many(Rater(args.model), photos, reasons=not args.score_only):
+    for r in rate_many(Rater(args.model, device), photos, reasons=not args.score_only):
         failed |= r.score is None
         print(r.to_json() if args.json else r, flush=True)
     return int(failed)

@@ -15,7 +15,7 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'ImagePolicy', 'image_processor', 'by_pil'
            'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config', 'Student',
            'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'read_generation', 'ScoreNext',
            'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'generate', 'no_bars',
-           'save_student', 'load_student', 'release']
+           'save_student', 'load_student', 'best_device', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -575,6 +575,11 @@ def load_student(
     student = Student(remember(model, photos).eval().to(device), processor, str(name))
     check_policy(folder, student.policy)
     return student
+
+# %% ../nbs/06_model.ipynb #917ffbf2
+def best_device() -> str: # 'cuda' or 'cpu'
+    "Where a student works fastest on this machine"
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # %% ../nbs/06_model.ipynb #8e4b8b45
 def release(
