@@ -704,7 +704,8 @@ def check_student(
     from transformers import AutoConfig
     name, done = run.settings.common.student, run.folder / 'cold-start' / 'manifest.json'
     if done.is_file(): return
-    try: AutoConfig.from_pretrained(checkpoint(name))
+    source = checkpoint(name)
+    try: AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as e:
         raise QPonderError(f'student = {name}: there is no such model here, nor can it be fetched; give a name that '
                            'ships with qponder, a folder, or a hub id while online') from e

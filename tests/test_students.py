@@ -1,6 +1,7 @@
 "Every architecture that TRL trains goes the whole way; adapters are kept; a training goes on as if never stopped."
 import json
 from dataclasses import replace
+from importlib.resources import files
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,7 +14,10 @@ from qponder import adapt, sft
 from qponder import grpo as page
 from qponder.adapt import StudentSettings, adapter_config, check_saved, load_trainee, score_chances
 from qponder.audit import audit, photo_size
+from qponder.cli import main
+from qponder.data import load_sample
 from qponder.distill import Record
+from qponder.evaluate import read_predictions
 from qponder.fast import SCORES
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,
@@ -33,6 +37,27 @@ SFT = SFTSettings(epochs=4, batch_size=1, score_only_every=0, eval_every=100, sa
 GRPO = GRPOSettings(steps=4, group_size=4, prompts_per_step=2, rollouts_per_pass=4, max_completion_length=8,
                     save_every=2, eval_every=100, preflight_prompts=0, temperature=1.5, learning_rate=.001)
 SMALL = StudentSettings(lora_rank=4)
+TINY = """
+[tiny]
+inherits = qwen2.5-vl-7b
+data = my.csv
+split_col = split
+val_share = 0.15
+student = first/model
+student_lora_rank = 4
+teacher = measured
+served_url = http://127.0.0.1:9/v1
+served_retries = 0
+sft_epochs = 2
+sft_learning_rate = 3e-4
+sft_accumulate = 1
+grpo_steps = 2
+grpo_warmup = 0
+grpo_group_size = 4
+grpo_prompts_per_step = 4
+grpo_learning_rate = 1e-4
+grpo_max_completion_length = 48
+"""
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning')
 
@@ -61,6 +86,51 @@ def test_sft_grpo_and_rating(kind, tmp_path):
     together = generate(load_student(trained), images[::-1])
     assert [a.expected for a in together[::-1]] == pytest.approx([a.expected for a in alone], abs=1e-4)
     assert all(json.loads((tmp_path/stage/'audit.json').read_text())['rows'] == 2 for stage in ('sft', 'grpo'))
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    "A folder with rated photos, the paper's preset in small, and a miniature that can answer."
+    monkeypatch.chdir(tmp_path)
+    rows = load_sample().select_columns(['path', 'score', 'split']).to_list()
+    some = [r for part, n in (('train', 8), ('test', 4)) for r in [r for r in rows if r['split'] == part][:n]]
+    lines = [f'{r["path"]},{r["score"]},{r["split"]}' for r in some]
+    (tmp_path/'my.csv').write_text('\n'.join(['image,mos,split', *lines]))
+    (tmp_path/'settings.ini').write_text((files('qponder')/'settings.ini').read_text() + TINY)
+    learned = replace(SFT, epochs=60, batch_size=2, learning_rate=.02, score_weight=0, claim_weight=0, save_every=1000)
+    cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, tmp_path/'first', learned)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_papers_preset_with_an_adapter_from_photos_to_the_table(mine):
+    assert main(['run', '--preset', 'tiny']) == 0
+    run = mine/'runs'/'tiny'
+    for stage in ('cold-start', 'grpo'):
+        gaps = json.loads((run/stage/'check.json').read_text())['scores']
+        assert gaps['adapter'] == pytest.approx(gaps['model'], abs=1e-3) and gaps['adapter'] != gaps['base']
+    said = [p for p in read_predictions(run/'evaluate'/'predictions.jsonl') if p.model in ('base', 'Q-Ponder')]
+    assert len(said) == 10 and sum(p.ok for p in said) >= 5 and all(p.expected is not None for p in said if p.ok)
+    assert main(['run', '--preset', 'tiny']) == 0 and (run/'report.html').is_file()
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (['student=nowhere'], 'nowhere: no such student'), (['reward_kernel=cubic'], 'one of gaussian'),
+    (['reward_w_accuracy=0', 'reward_w_format=0', 'reward_w_consistency=0'], 'all 0: give one a weight'),
+    (['reward_w_rank=1', 'reward_rank=margin', 'reward_rank_width=0'], 'reward_rank_width = 0 takes the spread'),
+    (['reward_consistency=judge', 'served_model=big'], 'cannot be reached'),
+    (['teacher=served', 'served_model=big'], 'cannot be reached'),
+    (['distill_min_words=400'], 'none is kept (7 length'),
+])
+def test_mistakes_end_before_the_first_training(wrong, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = load_sample('train').select(range(12)).select_columns(['path', 'score']).to_list()
+    (tmp_path/'my.csv').write_text('image,mos\n' + ''.join(f'{r["path"]},{r["score"]}\n' for r in rows))
+    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col', '# ')
+    (tmp_path/'settings.ini').write_text(ini)
+    save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'first'/'model')
+    assert main(['run', '--preset', 'tiny', *(x for w in wrong for x in ('--set', w))]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.glob('runs/*/cold-start'))
 
 
 # what is counted
