@@ -18,6 +18,7 @@ Modules:
 - `qponder.kernels`: How close is the score, and is the answer laid out as asked? What one answer earns by its number alone
 - `qponder.marks`: What a judge is asked about a reasoning, and how its marks are read
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
+- `qponder.objectives`: What a cold start can teach about a score beside its digits: a word, a soft label over five words, an order, and the balance of reasons and bare scores
 - `qponder.pairs`: Two photos put to a teacher: which one is better, and why?
 - `qponder.parity`: Two engines, one student: does vLLM answer as transformers does?
 - `qponder.photo`: A photo, opened or refused

@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from scipy import fft
 
 from .scale import QPonderError
-from .trace import FAULTS
+from .trace import ASPECTS, FAULTS
 
 # %% ../nbs/03_degrade.ipynb #127e7750
 def pixels(
@@ -375,9 +375,12 @@ def severity_degree(
 # %% ../nbs/03_degrade.ipynb #c0e9c312
 def random_damage(
     rng: Random, # chooses
+    even: bool = False, # each aspect is spoiled as often as any other; else each kind of damage is done as often
 ) -> str: # a degradation and its severity, such as 'jpeg 3'
     "One way to spoil a photo, and how badly"
-    return f'{rng.choice(list(DEGRADATIONS))} {rng.randint(1, 5)}'
+    of = rng.choice(ASPECTS) if even else None
+    kinds = [name for name, d in DEGRADATIONS.items() if of in (None, FAULTS[d.fault].aspect)]
+    return f'{rng.choice(kinds)} {rng.randint(1, 5)}'
 
 # %% ../nbs/03_degrade.ipynb #57ae1e23
 def spoil(

@@ -274,6 +274,7 @@ class DistillSettings:
     tone: bool = True # soften measured faults in photos with a high human score
     views: int = 1 # of each photo: itself and crops that are taken to have its score, 1 to 100
     spoiled: float = 0. # copies of each photo with known damage, on average, 0 to 100
+    spoiled_even: bool = False # each aspect is spoiled as often; else each kind of damage is done as often
     max_gap: float = 0.5 # largest distance of the teacher's score from the human one, 0 to 4
     min_words: int = 20 # of reasoning, 0 to 1000
     max_words: int = 80 # 1 to 1000
@@ -584,22 +585,23 @@ def damages(
     photo: Image.Image, # chooses, together with the seed
     spoiled: float, # how many, on average
     seed: int = 0, # other damages
+    even: bool = False, # as for `random_damage`
 ) -> list[str]: # such as ['jpeg 3']
     "Damages to be done to copies of a photo"
     rng = Random(f'{image_sha(photo)} {seed}')
-    return [random_damage(rng) for _ in range(int(spoiled + rng.random()))]
+    return [random_damage(rng, even) for _ in range(int(spoiled + rng.random()))]
 
 # %% ../nbs/05_distill.ipynb #4b75ce12
 def versions(
     row: Mapping[str, Any], # as in `distill`
     photo: Image.Image, # its photo
-    settings: DistillSettings, # `views` and `spoiled`
+    settings: DistillSettings, # `views`, `spoiled`, `spoiled_even`
     seed: int = 0, # of the damages
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]: # a row with `view` and `damage`, and what it shows
     "A photo, other views of it, and spoiled copies"
     plain = dict(row) | {'damage': ''}
     for view in range(settings.views): yield plain | {'view': view}, photo_view(photo, view)
-    for damage in damages(photo, settings.spoiled, seed) if row.get('score') is not None else ():
+    for damage in damages(photo, settings.spoiled, seed, settings.spoiled_even) if row.get('score') is not None else ():
         kind, severity = damage.split()
         known = dict(view=0, damage=damage, distortion=kind, severity=int(severity))
         yield plain | known | {'score': spoiled_score(row['score'], int(severity))}, spoil(photo, damage)

@@ -17,7 +17,8 @@ __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_m
            'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'fit_places', 'turn',
            'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout', 'load_nano',
            'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect',
-           'question', 'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
+           'Verdict', 'verdict_of', 'verdict_place', 'expect_level', 'asked_as', 'reads_levels', 'question',
+           'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
 # %% ../nbs/05a_fast.ipynb #7f8ffa2a
 import ctypes, json, sys
@@ -40,7 +41,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .photo import ASSETS
-from .scale import HIGH, LEVELS, LOW, QPonderError, level_centre
+from .scale import HIGH, LEVEL_SCORES, LEVELS, LOW, QPonderError, level_centre
 from .trace import messages, student_prompt
 
 # %% ../nbs/05a_fast.ipynb #5ba543a7
@@ -510,6 +511,62 @@ def expect(
         out[i] = float(logits[i, place, words].float().softmax(-1) @ expected_score(scores, ids))
     return out
 
+# %% ../nbs/05a_fast.ipynb #4a340dd5
+@dataclass(frozen=True)
+class Verdict:
+    "How a tokenizer spells the sentence that a reasoning ends in."
+    stem: tuple[int, ...] # tokens of ' quality is', and what else all five words begin with
+    ids: dict[float, int] # score of a word, 1 to 5 -> the token by which it is known
+
+# %% ../nbs/05a_fast.ipynb #90679660
+def verdict_of(
+    tokenizer: object, # any tokenizer, of `tokenizers` or of transformers
+) -> Verdict:
+    "Where and by which tokens a level word is read. Raises QPonderError for words that no single token tells apart."
+    spell = lambda text: list(getattr(ids := tokenizer.encode(text, add_special_tokens=False), 'ids', ids))
+    words = [spell(f'Overall the quality is {w}.') for w in LEVELS]
+    same = next(i for i, tokens in enumerate(zip(*words)) if len(set(tokens)) > 1)
+    ids = dict(zip(LEVEL_SCORES.values(), (w[same] for w in words)))
+    if len(set(ids.values())) < 5: raise QPonderError('this tokenizer begins two level words alike: it cannot be read')
+    return Verdict(tuple(words[0][len(spell('Overall the')):same]), ids)
+
+# %% ../nbs/05a_fast.ipynb #a82684d3
+def verdict_place(
+    tokens: torch.Tensor, # (answers, tokens)
+    verdict: Verdict, # from `verdict_of`
+) -> list[int | None]: # of each answer, where its last level word stands; None where there is no verdict
+    "The place from which a student that answers in words is read."
+    stem, ids = (tokens.new_tensor(list(t)) for t in (verdict.stem, verdict.ids.values()))
+    if tokens.shape[1] <= len(stem): return [None] * len(tokens)
+    seen = tokens.unfold(1, len(stem) + 1, 1)
+    found = (seen[..., :-1] == stem).all(-1) & torch.isin(seen[..., -1], ids)
+    return [int(row.nonzero()[-1]) + len(stem) if row.any() else None for row in found]
+
+# %% ../nbs/05a_fast.ipynb #66f25ef0
+def expect_level(
+    tokens: torch.Tensor, # (answers, tokens) as they were written, padding included
+    logits: torch.Tensor, # (answers, tokens, vocabulary) from which they were chosen
+    verdict: Verdict, # from `verdict_of`
+) -> list[float | None]: # of each answer, 1-5; None if there is no verdict
+    "The mean over the five words where the verdict was written (the closed-set softmax of Q-Align, 2312.17090)."
+    at = verdict_place(tokens, verdict)
+    return [None if a is None else float(expected_score(row[a], verdict.ids)) for row, a in zip(logits, at)]
+
+# %% ../nbs/05a_fast.ipynb #5689b684
+def asked_as(
+    config: dict, # of a checkpoint
+    mode: str, # 'reason' or 'score', as the caller wants it
+) -> str: # the mode whose prompt the student was taught for that
+    "How a student is asked, see `objectives.prompts_of`."
+    return config.get('prompts', {}).get(mode, mode)
+
+# %% ../nbs/05a_fast.ipynb #b5083071
+def reads_levels(
+    config: dict, # of a checkpoint
+) -> bool: # whether `expect_level` is to read it, and not `expect`
+    "Was a student taught to answer in words?"
+    return 'level' in config.get('prompts', {}).values()
+
 # %% ../nbs/05a_fast.ipynb #e18003b2
 def question(
     nano: Nano, # who is asked
@@ -600,11 +657,12 @@ def answer_batch(
     mode: str = 'reason', # 'reason' or 'score'
 ) -> list[Generation]: # in the order of the photos
     "One answer per photo, from one batch."
-    x, words = question(nano, images, mode), nano.words
-    how = nano.parts['generation_config']
+    config, how = (nano.parts[part] for part in ('config', 'generation_config'))
+    x, words = question(nano, images, asked_as(config, mode)), nano.words
     tokens, logits, memory = write(nano, x, how['max_new_tokens'])
-    means = expect(tokens, logits, score_token_ids(words), level_token_ids(words),
-                   partial(reread, nano, memory, x.shape[1]))
+    again = partial(reread, nano, memory, x.shape[1])
+    means = (expect_level(tokens, logits, verdict_of(words)) if reads_levels(config) else
+             expect(tokens, logits, score_token_ids(words), level_token_ids(words), again))
     end = torch.isin(tokens, torch.tensor(how['eos_token_id'])).any(1).tolist()
     return [Generation(words.decode(t), done, mean) for t, done, mean in zip(tokens.tolist(), end, means)]
 

@@ -16,7 +16,7 @@ __all__ = ['GRPOSettings', 'grpo_row', 'grpo_rows', 'consistency_reader', 'Prefl
 # %% ../nbs/09_grpo.ipynb #4d82b819
 import json
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -49,7 +49,7 @@ from .trace import parse
 @dataclass(frozen=True)
 class GRPOSettings:
     "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
-    steps: int = 40 # updates
+    steps: int = 40 # updates; 0: the run ends with the cold start
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
     rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
@@ -69,7 +69,7 @@ class GRPOSettings:
     vllm_memory: float = .3 # share of each GPU's memory that a colocated vLLM takes
 
     def __post_init__(self):
-        check_range(self, steps=(1, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
+        check_range(self, steps=(0, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
             beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
             eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6),
             score_only_every=(0, 1e6), vllm_memory=(.05, .95))
@@ -84,19 +84,23 @@ def rollouts(self: GRPOSettings) -> int: # of an update
 def grpo_row(
     record: Record, # a kept one
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
+    prompts: Mapping[str, str] | None = None, # mode -> the one whose prompt the student was taught for it
 ) -> dict: # one question
     "What is asked, and what the rewards need to know."
+    mode = (prompts or {}).get(mode, mode)
     known = dict(score=record.target, faults=json.dumps(record.faults), name=record.name, std=record.std)
-    return asked(record, mode) | dict(mode=mode) | known
+    return asked(record, mode) | dict(mode='score' if mode == 'score' else 'reason') | known
 
 # %% ../nbs/09_grpo.ipynb #b9931a47
 def grpo_rows(
     records: Sequence[Record], # kept records with a target score
     every: int = 0, # ask for a bare score about each n-th photo too; 0: never
+    student: Student | None = None, # who is asked in the way it was taught; None: as any
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), name, std, and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
-    return both_ways(grpo_row, records, every)
+    prompts = getattr(student.model.config, 'prompts', None) if student else None
+    return both_ways(partial(grpo_row, prompts=prompts), records, every)
 
 # %% ../nbs/09_grpo.ipynb #dd5325be
 def consistency_reader(
@@ -239,6 +243,7 @@ def grpo_config(
     progress: bool = False, # show a progress bar
 ) -> GRPOConfig:
     "The stock trainer's arguments; processes share an update in whole groups, see `processes.shared_groups`."
+    if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
@@ -274,7 +279,7 @@ def grpo(
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
     "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
-    out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records, settings.score_only_every)
+    out, log, rows = Path(out), JsonlLog(Path(out) / 'log.jsonl'), grpo_rows(records, settings.score_only_every, student)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step // place().world, settings.scale_rewards)
     out.mkdir(parents=True, exist_ok=True)
@@ -283,7 +288,7 @@ def grpo(
     audit(student, rows, settings.max_completion_length, out)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
-    look = partial(preflight, student, grpo_rows(records), settings, rewards, seed, reader=reader)
+    look = partial(preflight, student, grpo_rows(records, 0, student), settings, rewards, seed, reader=reader)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),

@@ -37,8 +37,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
-from .fast import (SCORES, Generation, check_policy, checkpoint, expect, fast_bf16, keep_memory, level_token_ids,
-                          policy_of, rename_attention, score_next, score_token_ids)
+from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expect, expect_level, fast_bf16,
+                          keep_memory, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
+                          score_token_ids, verdict_of)
 from .processes import place
 from .scale import QPonderError, check_range
 from .trace import Trace, messages, parse, render, student_prompt
@@ -500,6 +501,8 @@ def generate_batch(
     max_new_tokens: int | None = None, # None: what the checkpoint says
 ) -> list[Generation]:
     "One answer per photo, from one batch."
+    config = vars(student.model.config)
+    mode = asked_as(config, mode)
     inputs = encode(student, images, mode).to(student.model.device)
     likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(student.processor.tokenizer)]))
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
@@ -510,6 +513,7 @@ def generate_batch(
     words, again = student.processor.tokenizer, partial(reread, student, memory_of(out), prompt)
     ids, levels = score_token_ids(words), level_token_ids(words)
     if sample: means = [None] * len(new)
+    elif reads_levels(config): means = expect_level(new, logits, verdict_of(words))
     elif ids: means = expect(new, logits, ids, levels, again)
     else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]

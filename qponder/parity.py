@@ -25,7 +25,7 @@ from PIL import Image
 
 from .data import load_sample
 from .evaluate import srcc
-from .fast import Generation
+from .fast import Generation, asked_as
 from .model import Student, generate, load_student
 from .photo import open_image
 from .scale import QPonderError
@@ -82,7 +82,7 @@ def chat_text(
     student: Student, # whose processor knows the template
 ) -> str: # with the placeholder of one photo
     "The question as both engines get it"
-    ask = messages(student_prompt('reason'))
+    ask = messages(student_prompt(asked_as(vars(student.model.config), 'reason')))
     return student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
 
 # %% ../nbs/11a_parity.ipynb #9d2e7d8e

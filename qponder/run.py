@@ -9,7 +9,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
            'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage',
-           'evaluate_stage', 'check_student', 'check_rewards_of', 'run_stages']
+           'evaluate_stage', 'check_student', 'check_rewards_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from .expert import EXPERT, expert_prompt
 from .processes import is_first, place, wait_for
 from .scale import QPonderError
-from .trace import REASON, SCORE_ONLY, prompt_hash
+from .trace import LEVEL, REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/13_run.ipynb #3b446201
 @dataclass(frozen=True)
@@ -403,9 +403,10 @@ def inputs(
     out = used(stage, run.settings) | {'data': run.parts.hash}
     if 'student' in out: out['student weights'] = student_sha(out['student'])
     out |= {parent: sha(run.folder / parent) for parent in stage.reads}
-    d = run.settings.stages.get('distill')
+    d, sft = (run.settings.stages.get(k) for k in ('distill', 'sft'))
     asked = expert_prompt(language=d.language, told=d.tell) if d else EXPERT
-    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in (asked, REASON, SCORE_ONLY)}))
+    prompts = [asked, REASON, SCORE_ONLY] + [LEVEL] * (getattr(sft, 'objective', 'trace') != 'trace')
+    return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in prompts}))
 
 # %% ../nbs/13_run.ipynb #3c85d146
 def write_json(
@@ -678,6 +679,7 @@ def evaluate_stage(
     from qponder.evaluate import evaluate
     from qponder.model import best_device
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
+    if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels:
         from qponder.adapt import load_trainee
@@ -722,6 +724,25 @@ def check_rewards_of(
                 stages['grpo'].prompts_per_step // place().world, stages['grpo'].scale_rewards)
     except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
 
+# %% ../nbs/13_run.ipynb #6fb98e65
+def check_objective_of(
+    run: Run, # settings and photos
+) -> None:
+    "`QPonderError` if what the cold start is to teach will lack something: the spread of raters, company"
+    from qponder.objectives import check_objective
+    sft, train = run.settings.stages['sft'], run.parts.train
+    check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
+
+# %% ../nbs/13_run.ipynb #0030aeea
+def without_grpo(
+    stages: Sequence[Stage], # in order
+) -> list[Stage]: # at least one
+    "The stages of a run that ends with the cold start; `QPonderError` if GRPO alone was asked for"
+    others = [s for s in stages if s.work is not grpo_stage]
+    kept = [replace(s, reads=tuple(r for r in s.reads if r != 'grpo/model')) for s in others]
+    if not kept: raise QPonderError('grpo_steps = 0: this run ends with the cold start; raise it to train by reward')
+    return kept
+
 # %% ../nbs/13_run.ipynb #43070ac3
 def run_stages(
     run: Run, # folder, settings, photos
@@ -730,8 +751,9 @@ def run_stages(
     say: Callable[[str], Any] = print, # told what happens
 ) -> Path: # the run folder
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
+    if getattr(run.settings.stages.get('grpo'), 'steps', 1) == 0: stages = without_grpo(stages)
     if any(s.name == 'distill' for s in stages): run.teacher
-    if any(s.work is cold_start_stage for s in stages): check_student(run)
+    if any(s.work is cold_start_stage for s in stages): check_student(run), check_objective_of(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder

@@ -75,7 +75,7 @@ def test_nothing_to_practise_on():
     with pytest.raises(QPonderError, match='qponder distill'): grpo_rows([])
 
 
-@pytest.mark.parametrize('wrong', [dict(group_size=1), dict(temperature=0), dict(steps=0), dict(beta=-1)])
+@pytest.mark.parametrize('wrong', [dict(group_size=1), dict(temperature=0), dict(steps=-1), dict(beta=-1)])
 def test_impossible_settings(wrong):
     with pytest.raises(QPonderError, match=next(iter(wrong))): GRPOSettings(**wrong)
 
