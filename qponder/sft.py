@@ -10,7 +10,7 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
-           'rank_terms', 'places', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'read_log',
+           'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'read_log',
            'JsonlLog', 'validation', 'Validate', 'SFTSettings', 'newest_checkpoint', 'restore', 'sft_config',
            'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching',
            'cold_start']
@@ -43,7 +43,7 @@ from .objectives import (Objective, check_objective, fidelity_loss, label_diverg
 from .photo import open_image, photo_view
 from .processes import is_first, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
-from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt
+from .trace import FAULTS, FINE, Trace, messages, opening, parse, render, student_prompt
 
 # %% ../nbs/08_sft.ipynb #7bafb9ad
 def open_rows(
@@ -66,11 +66,13 @@ def asked(
 def sft_row(
     record: Record, # a kept one
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
+    scored: bool = True, # False: think, and leave the score open
 ) -> dict: # one training row
     "What is asked and what should be answered."
     said = record.trace if mode == 'reason' else Trace('', record.target)
+    text = render(said) if scored else opening(said.reasoning).removesuffix('<answer>')
     return asked(record, mode) | dict(
-        completion=[{'role': 'assistant', 'content': [{'type': 'text', 'text': render(said)}]}])
+        completion=[{'role': 'assistant', 'content': [{'type': 'text', 'text': text}]}])
 
 # %% ../nbs/08_sft.ipynb #9fec1386
 def level_row(
@@ -102,15 +104,17 @@ def sft_rows(
     every: int = 3, # teach each n-th trace as a bare score too; 0: never
     mix: float | None = None, # share of bare scores, instead of `every`
     objective: Objective = 'trace', # what is taught, see `qponder.objectives`
+    spoiled_scores: bool = True, # False: spoiled copies are taught without a score
 ) -> Dataset: # columns path, view, damage, prompt, completion, and images, opened lazily; those of `level_row`
     "Training rows from the teacher's records. Raises QPonderError if there are none."
     if not records: raise QPonderError('no traces to learn from: run `qponder distill`, or loosen its filters')
     named = sorted({r.name for r in records})
     row, bare = (sft_row, 'score') if objective == 'trace' else (partial(level_row, objective, named), 'level')
-    whole = range(len(records))
-    why, short = (whole, whole[::every] if every else ()) if mix is None else mixed(len(records), mix)
-    rows = [row(records[i]) for i in why] + [row(records[i], bare) for i in short]
-    return Dataset.from_list(rows).with_transform(open_rows)
+    rated = [r for r in records if spoiled_scores or not r.damage]
+    why, short = records, rated[::every] if every else ()
+    if mix is not None: why, short = ([records[i] for i in part] for part in mixed(len(records), mix))
+    first = row if spoiled_scores else lambda r: sft_row(r, scored=not r.damage)
+    return Dataset.from_list([*map(first, why), *(row(r, bare) for r in short)]).with_transform(open_rows)
 
 # %% ../nbs/08_sft.ipynb #54e5431f
 def soft_target(
@@ -149,14 +153,14 @@ def rank_terms(
     return ((HIGH - LOW) * (rank(expected) - rank(scores))) ** 2
 
 # %% ../nbs/08_sft.ipynb #4d4515cd
-def places(
-    labels: torch.Tensor, # (n,) tokens
-    words: dict[float, int], # value -> token
-) -> tuple[torch.Tensor, torch.Tensor]: # where one of the words stands, and its value
-    "Find words that stand for a number."
-    tokens, values = (torch.tensor(list(v), device=labels.device) for v in (words.values(), words))
-    at, which = (labels[:, None] == tokens).nonzero(as_tuple=True)
-    return at, values[which]
+def scores_of(
+    labels: torch.Tensor, # (batch, tokens)
+    ids: dict[float, int], # score -> token
+) -> torch.Tensor: # (batch,); nan where there is none
+    "The score in each answer."
+    out = torch.full((len(labels),), torch.nan, device=labels.device)
+    for score, token in ids.items(): out[(labels == token).any(1)] = score
+    return out
 
 # %% ../nbs/08_sft.ipynb #8e27d843
 def claim_phrases(
@@ -193,17 +197,18 @@ def trace_loss(
     claim_weight: float = 0., # how much more their tokens count
     ranks: Sequence[float] = (), # percentiles of the scores in `ids` among the training photos
     rank_weight: float = 0., # of the error in percentiles, beside the score terms
+    end: int | None = None, # the token that ends a text, not taught where the score is left open
 ) -> torch.Tensor: # a scalar
     "Cross-entropy of the answer, weighted for claims, plus the score terms where a score or a level word stands."
     logits, labels = outputs.logits[:, :-1], labels[:, 1:]
-    kept, scores = labels != -100, torch.zeros(len(labels), device=labels.device)
+    scores = scores_of(labels, ids or {})
+    kept = (labels != -100) & ((labels != end) | ~scores.isnan()[:, None] if end is not None else True)
     rows, logits, labels = kept.nonzero()[:, 0], logits[kept].float(), labels[kept]
     weights = 1 + claim_weight * claimed(labels, phrases)
     total = (weights * F.cross_entropy(logits, labels, reduction='none')).sum()
     for words in filter(None, (ids, levels)) if ids and weight else ():
-        at, values = places(labels, words)
-        if words is ids: scores[rows[at]] = values
         tokens, grid = (torch.tensor(list(v), device=logits.device) for v in (words.values(), words))
+        at = (torch.isin(labels, tokens) & ~scores[rows].isnan()).nonzero()[:, 0]
         terms = score_terms(logits[at][:, tokens], scores[rows[at]], grid, sigma)
         if words is ids and rank_weight:
             terms = terms + rank_weight * rank_terms(logits[at][:, tokens], scores[rows[at]], grid, torch.tensor(ranks))
@@ -261,7 +266,9 @@ class JsonlLog(TrainerCallback):
     def __init__(
         self,
         path: str | Path, # the file; its folder is made
-    ): self.path = Path(path)
+    ):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, values: dict):
         "Append one row."
@@ -272,7 +279,6 @@ class JsonlLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not is_first(): return
         rows = [r for r in read_log(self.path) if r['step'] <= state.global_step] if state.global_step else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs): self.write(state.global_step, logs or {})
@@ -326,16 +332,18 @@ class SFTSettings:
     save_every: int = 20 # steps between checkpoints
     objective: Objective = 'trace' # how a score is taught, see `qponder.objectives`
     mix: float | None = None # share of bare scores among the rows; None: as `score_only_every` says
+    spoiled_scores: bool = True # teach the lowered scores of spoiled copies, too; False: only what harms them
     fidelity_weight: float = 200. # of the order of photos, in words; only with soft+fidelity
 
     def __post_init__(self):
-        check_range(self, epochs=(.001, 1000), learning_rate=(0, 1),
-            batch_size=(1, 4096), accumulate=(1, 4096), warmup=(0, 1), weight_decay=(0, 1), score_weight=(0, 1e4),
-            score_sigma=(.01, 2), rank_weight=(0, 1e3), claim_weight=(0, 1e3), score_only_every=(0, 1e6),
-            eval_every=(1, 1e6), save_every=(1, 1e6), fidelity_weight=(0, 1e4))
-        if self.mix is not None: check_range(self, mix=(0, 1))
+        check_range(self, epochs=(.001, 1000), learning_rate=(0, 1), batch_size=(1, 4096), accumulate=(1, 4096),
+            warmup=(0, 1), weight_decay=(0, 1), score_weight=(0, 1e4), score_sigma=(.01, 2), rank_weight=(0, 1e3),
+            claim_weight=(0, 1e3), score_only_every=(0, 1e6), eval_every=(1, 1e6), save_every=(1, 1e6),
+            fidelity_weight=(0, 1e4), **{} if self.mix is None else {'mix': (0, 1)})
         if self.objective not in (known := get_args(Objective)):
             raise QPonderError(f'objective {self.objective!r} is unknown: use one of {", ".join(known)}')
+        if not self.spoiled_scores and (self.mix is not None or self.objective != 'trace'):
+            raise QPonderError('spoiled_scores = no is for objective = trace without a mix')
 
 # %% ../nbs/08_sft.ipynb #dc9fda14
 def newest_checkpoint(
@@ -388,11 +396,14 @@ def loss_terms(
     records: Sequence[Record], # what it learns
     settings: SFTSettings, # the weights
 ) -> dict: # keyword arguments of `trace_loss`
-    "What the loss has to know about words, scores and photos."
+    "What the loss has to know about words, scores and photos. Raises QPonderError if an open score would not be seen."
     ids = score_token_ids(tokenizer)
+    if not (ids or settings.spoiled_scores): raise QPonderError('sft_spoiled_scores = no is for students with a token '
+                                                                'for each score, such as nano: set it to yes')
     return dict(ids=ids, levels=level_token_ids(tokenizer), weight=settings.score_weight, sigma=settings.score_sigma,
                 phrases=claim_phrases(tokenizer) if settings.claim_weight else (), claim_weight=settings.claim_weight,
-                ranks=population(records) if ids else (), rank_weight=settings.rank_weight)
+                ranks=population(records) if ids else (), rank_weight=settings.rank_weight,
+                end=None if settings.spoiled_scores else tokenizer.eos_token_id)
 
 # %% ../nbs/08_sft.ipynb #fa86a0fe
 def word_terms(
@@ -475,10 +486,9 @@ def cold_start(
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
     "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
     out, log = Path(out), JsonlLog(Path(out) / 'log.jsonl')
-    rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective)
+    rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
     args = sft_config(out, settings, seed, progress)
     taught = teaching(student, records, settings, args.per_device_train_batch_size)
-    out.mkdir(parents=True, exist_ok=True)
     audit(student, rows, out=out)
     set_tower(remember(student.model, len(records) + len(val or ())), how.tower)
     student.model.config.score_percentiles = population(records)

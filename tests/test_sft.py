@@ -1,6 +1,7 @@
 "Cold start: what the loss falls on, and stopping and going on."
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace as NS
 
 import pytest
 import torch
@@ -13,12 +14,17 @@ from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start, read_log
+from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
 
 SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))
 RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
 VAL = Dataset.from_list([dict(path=r.path, score=r.target) for r in RECORDS])
 HOW = SFTSettings(epochs=6, batch_size=2, score_only_every=0, eval_every=3, save_every=2)
+
+
+@pytest.fixture(scope='module')
+def qwen(): return tiny_vlm('qwen2.5-vl')
 
 
 def weights(student): return {k: v.clone() for k, v in student.model.state_dict().items()}
@@ -66,6 +72,25 @@ def test_accumulated_batches_weigh_as_one(tmp_path):
 def test_bare_scores_are_taught_as_well(tmp_path):
     rows = sft.sft_rows(RECORDS, every=2)
     assert [r['completion'][0]['content'][0]['text'] for r in rows][2] == render(Trace('', 4.6))
+
+
+def test_a_spoiled_copy_teaches_its_words_and_neither_score_nor_end():
+    words, broken = tiny_student().processor.tokenizer, [replace(r, damage='jpeg 5') for r in RECORDS]
+    how = replace(HOW, spoiled_scores=False, rank_weight=1)
+    row = sft.sft_rows(broken[:1], 0, spoiled_scores=False)[0]['completion'][0]['content'][0]['text']
+    assert row == '<think>Overall the quality is excellent.</think>\n'
+    labels = torch.tensor([[-100, *words(row, add_special_tokens=False)['input_ids'], words.eos_token_id]])
+    logits = torch.randn(*labels.shape, len(words), requires_grad=True, generator=torch.Generator().manual_seed(0))
+    loss = sft.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, how))
+    plain = sft.trace_loss(NS(logits=logits[:, :-1]), labels[:, :-1], **sft.loss_terms(words, RECORDS, how))
+    assert loss.item() == pytest.approx(plain.item()) and not torch.autograd.grad(loss, logits)[0][0, -2].any()
+    taught = sft.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, HOW))
+    assert torch.autograd.grad(taught, logits)[0][0, -2].any()
+
+
+def test_open_scores_need_a_token_for_each_score(qwen):
+    with pytest.raises(QPonderError, match='sft_spoiled_scores = no is for students'):
+        sft.loss_terms(qwen.processor.tokenizer, RECORDS, replace(HOW, spoiled_scores=False))
 
 
 def test_the_tower_stays_frozen_and_the_rest_learns(tmp_path):
