@@ -12,8 +12,8 @@ loaded again, has rated eight photos, and differs from its beginning."""
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'StudentSettings', 'limit_pixels', 'tower_weights', 'set_tower', 'learning_matrices', 'adapter_config',
-           'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'save_trained', 'score_paths', 'score_chances',
-           'expected_scores', 'eight_photos', 'compare_saved', 'check_saved']
+           'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'save_trained', 'score_chances', 'expected_scores',
+           'eight_photos', 'compare_saved', 'check_saved']
 
 # %% ../nbs/06b_adapt.ipynb #1d86869d
 import json
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -32,11 +32,10 @@ from transformers import BitsAndBytesConfig
 
 from .data import load_sample
 from .fast import SCORES
-from .model import Student, encode, lengthen, load_student, save_student
+from .model import Student, load_student, save_student, score_spelling, spelt_chances
 from .photo import open_image
 from .processes import in_parts
 from .scale import QPonderError, check_range
-from .trace import Trace, render
 
 # %% ../nbs/06b_adapt.ipynb #f5d25e55
 @dataclass(frozen=True)
@@ -177,31 +176,13 @@ def save_trained(
         student.model = merge(student, trained, out / 'adapter')
     return save_student(student, out / 'model', state)
 
-# %% ../nbs/06b_adapt.ipynb #8e27ed6a
-def score_paths(
-    tokenizer: Any, # of a student
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # beginnings; which one belongs to each score; each score's path
-    "The tokens of every bare answer, up to the last at which scores differ"
-    spelt = [tokenizer(render(Trace('', s)), add_special_tokens=False)['input_ids'] for s in SCORES]
-    if len({*map(len, spelt)}) > 1: raise QPonderError('this tokenizer spells scores in different lengths')
-    paths = torch.tensor(spelt)
-    last = int((paths != paths[0]).any(0).nonzero()[-1])
-    begin, which = paths[:, :last].unique(dim=0, return_inverse=True)
-    return begin, which, paths[:, :last + 1]
-
 # %% ../nbs/06b_adapt.ipynb #414aebc5
-@torch.no_grad()
 def score_chances(
     student: Student, # who is asked for a bare score
     image: Image.Image, # RGB
 ) -> torch.Tensor: # (41,), of each of `fast.SCORES`; they sum to 1
-    "How likely a student holds each score, digit by digit along its path"
-    begin, which, paths = score_paths(student.processor.tokenizer)
-    asked = lengthen(encode(student, [image] * len(begin), 'score'), begin).items()
-    steps, place = paths.shape[1], student.model.device
-    logits = student.model.eval()(**{k: v.to(place) for k, v in asked}, logits_to_keep=steps).logits
-    chances = logits.float().log_softmax(-1).cpu()
-    return chances[which[:, None], torch.arange(steps), paths].sum(1).softmax(0)
+    "How likely a student holds each score"
+    return spelt_chances(student, image, score_spelling(student.processor.tokenizer)[0], 'score')
 
 # %% ../nbs/06b_adapt.ipynb #10803415
 def expected_scores(

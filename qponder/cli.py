@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'do_report', 'do_sheet',
-           'do_init', 'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor', 'read_plan', 'do_estimate',
-           'do_parity', 'do_shards', 'add_place', 'add_run', 'add_photos', 'add_others', 'add_shards', 'add_machine',
-           'make_parser', 'calm', 'main']
+           'do_pairs', 'do_init', 'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor', 'read_plan',
+           'do_estimate', 'do_parity', 'do_shards', 'add_place', 'add_run', 'add_photos', 'add_others', 'add_shards',
+           'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, os, sys, warnings
@@ -86,6 +86,19 @@ def do_sheet(
     print(f'sheet: {sheet(run_folder(args) / "distill")}')
     return 0
 
+# %% ../nbs/14_cli.ipynb #022b6e44
+def do_pairs(
+    args: argparse.Namespace, # preset, name, runs, settings, pairs, margin
+) -> int: # exit code
+    "`qponder pairs`: which of two photos is better, and why? In both orders, and never asked twice"
+    from qponder.pairs import choose_pairs, distill_pairs, pair_table
+    run = open_run(args)
+    teacher, s = run.teacher, run.settings
+    pairs = choose_pairs(run.parts.train, args.pairs, s.common.seed)
+    print(pair_table(distill_pairs(pairs, teacher, run.folder / 'pairs', s.stages['distill'], args.margin)))
+    print(f'pairs: {run.folder / "pairs" / "pairs.jsonl"}')
+    return 0
+
 # %% ../nbs/14_cli.ipynb #679f8444
 def do_init(
     args: argparse.Namespace, # accelerate
@@ -123,9 +136,12 @@ def do_rate(
     args: argparse.Namespace, # photos, model, score_only, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
+    from qponder.fast import checkpoint, is_nano
     from qponder.rate import Rater, find_photos, rate_many
+    device = 'cpu'
+    if not is_nano(checkpoint(args.model)): from qponder.model import best_device; device = best_device()
     failed, photos = False, find_photos(args.photos)
-    for r in rate_many(Rater(args.model), photos, reasons=not args.score_only):
+    for r in rate_many(Rater(args.model, device), photos, reasons=not args.score_only):
         failed |= r.score is None
         print(r.to_json() if args.json else r, flush=True)
     return int(failed)
@@ -289,12 +305,17 @@ def add_photos(
 def add_others(
     commands: Any, # what `add_subparsers` gives, changed in place
 ) -> None:
-    "Report, sheet, check and init"
+    "Report, sheet, pairs, check and init"
     for name, do, text in (('report', do_report, 'write report.html from what a run has stored'),
                            ('sheet', do_sheet, 'write sheet.html: traces kept and dropped, with their photos')):
         p = commands.add_parser(name, help=text)
         p.set_defaults(do=do)
         add_place(p)
+    p = commands.add_parser('pairs', help='the teacher says which of two photos is better, and why')
+    add_run(p, ())
+    p.set_defaults(do=do_pairs)
+    p.add_argument('--pairs', type=int, default=100, help='at most; each is asked in both orders (default: 100)')
+    p.add_argument('--margin', type=float, default=.25, help='closer scores are equal, in points (default: 0.25)')
     p = commands.add_parser('check', help='examine a CSV file of rated photos')
     p.set_defaults(do=do_check)
     p.add_argument('csv', nargs='+', metavar='CSV')

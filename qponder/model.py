@@ -14,7 +14,8 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'ImagePolicy', 'image_processor', 'by_pil'
            'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of', 'SharedPrompts',
            'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config', 'Student',
            'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'read_generation', 'ScoreNext',
-           'generate_batch', 'generate', 'no_bars', 'save_student', 'load_student', 'release']
+           'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'generate', 'no_bars',
+           'save_student', 'load_student', 'best_device', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -41,7 +42,7 @@ from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expec
                           score_token_ids, verdict_of)
 from .processes import place
 from .scale import QPonderError, check_range
-from .trace import messages, student_prompt
+from .trace import Trace, messages, parse, render, student_prompt
 
 # %% ../nbs/06_model.ipynb #92fa7e62
 @dataclass(frozen=True)
@@ -431,6 +432,64 @@ class ScoreNext(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return score_next(scores, input_ids[:, -1], self.vocab, self.scores)
 
+# %% ../nbs/06_model.ipynb #753e1ee3
+def score_spelling(
+    tokenizer: object, # of a student
+) -> tuple[torch.Tensor, torch.Tensor]: # (tokens,) what opens a bare answer; (41, tokens) of each score
+    "How a student writes each of `SCORES`: one token for nano, three for most. Raises QPonderError for unequal lengths"
+    paths = [tokenizer(render(Trace('', s)), add_special_tokens=False)['input_ids'] for s in SCORES]
+    if len({*map(len, paths)}) > 1: raise QPonderError('this tokenizer spells scores in different lengths')
+    paths = torch.tensor(paths)
+    differ = (paths != paths[0]).any(0).nonzero()
+    first, last = int(differ[0]), int(differ[-1]) + 1
+    return paths[0, :first], paths[:, first:last]
+
+# %% ../nbs/06_model.ipynb #0f775295
+@torch.no_grad()
+def spelt_chances(
+    student: Student, # who is asked
+    image: Image.Image, # RGB
+    said: torch.Tensor, # (tokens,) of its answer, up to where the score begins
+    mode: str = 'reason', # 'reason' or 'score': what it was asked
+) -> torch.Tensor: # (41,), of each of `SCORES`; they sum to 1
+    "How likely a student holds each score, digit by digit along its path"
+    spelt, place = score_spelling(student.processor.tokenizer)[1], student.model.device
+    asked = lengthen(encode(student, [image], mode), said[None]).items()
+    asked = {k: v.to(place) for k, v in asked if k != 'attention_mask'} # of one row nothing is padding
+    start = student.model.eval()(**asked, use_cache=True, logits_to_keep=1)
+    chances = start.logits[0, -1].float().log_softmax(-1).cpu()[spelt[:, 0]]
+    if spelt.shape[1] == 1: return chances.softmax(0)
+    begin, which = spelt[:, :-1].unique(dim=0, return_inverse=True)
+    for cache in memory_of(start).values(): cache.batch_repeat_interleave(len(begin))
+    logits = student.model(input_ids=begin.to(place), **memory_of(start)).logits.float().log_softmax(-1).cpu()
+    return (chances + logits[which[:, None], torch.arange(begin.shape[1]), spelt[:, 1:]].sum(1)).softmax(0)
+
+# %% ../nbs/06_model.ipynb #3e7c84fd
+def score_place(
+    student: Student, # who answered
+    tokens: list[int], # of its answer, padding included
+) -> int | None: # None where none of `SCORES` was written with one decimal
+    "Where the score of an answer begins."
+    words = student.processor.tokenizer
+    score = parse(words.decode(tokens, skip_special_tokens=True), words.eos_token_id in tokens).score
+    if score not in SCORES: return None
+    want = score_spelling(words)[1][SCORES.index(score)].tolist()
+    places = [i for i in range(len(tokens)) if tokens[i:i + len(want)] == want]
+    opened = [i for i in places if words.decode(tokens[:i]).lower().rstrip().endswith('<answer>')]
+    return opened[-1] if opened else None
+
+# %% ../nbs/06_model.ipynb #9ff32319
+def expect_spelt(
+    student: Student, # who answered
+    image: Image.Image, # the photo, RGB
+    tokens: torch.Tensor, # (tokens,) of its answer, padding included
+    mode: str = 'reason', # what it was asked
+) -> float | None: # 1-5; None where `score_place` finds none
+    "The mean of the scores that a student might have written in place of the one that it wrote."
+    place = score_place(student, tokens.tolist())
+    if place is None: return None
+    return float(spelt_chances(student, image, tokens[:place].cpu(), mode).double() @ torch.tensor(SCORES).double())
+
 # %% ../nbs/06_model.ipynb #a075d6e4
 @torch.no_grad()
 def generate_batch(
@@ -443,7 +502,8 @@ def generate_batch(
 ) -> list[Generation]:
     "One answer per photo, from one batch."
     config = vars(student.model.config)
-    inputs = encode(student, images, asked_as(config, mode)).to(student.model.device)
+    mode = asked_as(config, mode)
+    inputs = encode(student, images, mode).to(student.model.device)
     likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(student.processor.tokenizer)]))
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
@@ -451,9 +511,11 @@ def generate_batch(
     prompt = inputs['attention_mask']
     new, logits = out.sequences[:, prompt.shape[1]:], torch.stack(out.logits, 1)
     words, again = student.processor.tokenizer, partial(reread, student, memory_of(out), prompt)
+    ids, levels = score_token_ids(words), level_token_ids(words)
     if sample: means = [None] * len(new)
     elif reads_levels(config): means = expect_level(new, logits, verdict_of(words))
-    else: means = expect(new, logits, score_token_ids(words), level_token_ids(words), again)
+    elif ids: means = expect(new, logits, ids, levels, again)
+    else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
 # %% ../nbs/06_model.ipynb #1ca2c26a
@@ -517,6 +579,11 @@ def load_student(
     student = Student(remember(model, photos).eval().to(device), processor, str(name))
     check_policy(folder, student.policy)
     return student
+
+# %% ../nbs/06_model.ipynb #917ffbf2
+def best_device() -> str: # 'cuda' or 'cpu'
+    "Where a student works fastest on this machine"
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # %% ../nbs/06_model.ipynb #8e4b8b45
 def release(

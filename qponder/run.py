@@ -8,11 +8,12 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
-           'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage',
-           'check_rewards_of', 'check_objective_of', 'without_grpo', 'run_stages']
+           'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage',
+           'evaluate_stage', 'check_student', 'check_rewards_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from configparser import ConfigParser, Error as IniError
 from dataclasses import asdict, dataclass, fields, replace
@@ -587,6 +588,19 @@ def run_stage(
         raise
     return run.folder / stage.name
 
+# %% ../nbs/13_run.ipynb #825dabdd
+def some_kept(
+    records: Sequence[Any], # of `qponder.distill.Record`, judged
+) -> None:
+    "`QPonderError`, with what the filters dropped, if no trace is left to learn from"
+    if any(r.verdict == 'kept' for r in records): return
+    counts = Counter(r.verdict for r in records).most_common()
+    example = next((f'; one answer begins {r.raw[:160]!r}' for r in records if r.raw), '')
+    why = next((f'; {r.note}' for r in records if r.note), '')
+    dropped = ', '.join(f'{v} {k}' for k, v in counts)
+    raise QPonderError(f'of {len(records)} traces none is kept ({dropped}{example}{why}): '
+                       'look at them with `qponder sheet`, then ask another teacher, or loosen the filters (distill_…)')
+
 # %% ../nbs/13_run.ipynb #bcb832d4
 def distill_stage(
     run: Run, # settings and photos
@@ -596,7 +610,7 @@ def distill_stage(
     from qponder.served import served_examiner
     s, served = run.settings.stages['distill'], run.settings.stages['served']
     examiner = served_examiner(served, s.judge_model) if s.judge == 'served' else None
-    distill(run.parts.train, run.teacher, run.folder / 'distill', s, examiner)
+    some_kept(distill(run.parts.train, run.teacher, run.folder / 'distill', s, examiner))
 
 # %% ../nbs/13_run.ipynb #5cf7b066
 def traces(
@@ -621,12 +635,12 @@ def check_stage(
 ) -> None:
     "Load what a stage saved and compare; a nano that was trained in full is left out"
     if not is_first(): return
-    import torch
     from qponder.adapt import check_saved
     from qponder.fast import is_nano
+    from qponder.model import best_device
     how, out = run.settings.stages['student'], run.folder / stage
     if is_nano(out / 'model') and not how.lora_rank: return
-    check_saved(out, base, how, 'cuda' if torch.cuda.is_available() else 'cpu')
+    check_saved(out, base, how, best_device())
 
 # %% ../nbs/13_run.ipynb #1dc9e78f
 def cold_start_stage(
@@ -663,12 +677,13 @@ def evaluate_stage(
 ) -> None:
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
+    from qponder.model import best_device
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels:
         from qponder.adapt import load_trainee
-        base = load_trainee(base, replace(how, quantise='none'))
+        base = load_trainee(base, replace(how, quantise='none'), best_device())
     students = {'base': base} | trained
     evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', run.settings.stages['reward'])
 
@@ -682,6 +697,21 @@ STAGES = (
           ('cold-start/model', 'grpo/model')),
 )
 
+# %% ../nbs/13_run.ipynb #5aeba8d0
+def check_student(
+    run: Run, # settings
+) -> None:
+    "`QPonderError` if there is no such student, unless its cold start is finished"
+    from qponder.fast import checkpoint
+    from transformers import AutoConfig
+    name, done = run.settings.common.student, run.folder / 'cold-start' / 'manifest.json'
+    if done.is_file(): return
+    source = checkpoint(name)
+    try: AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as e:
+        raise QPonderError(f'student = {name}: there is no such model here, nor can it be fetched; give a name that '
+                           'ships with qponder, a folder, or a hub id while online') from e
+
 # %% ../nbs/13_run.ipynb #5baea205
 def check_rewards_of(
     run: Run, # settings and photos
@@ -689,9 +719,10 @@ def check_rewards_of(
     "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage"
     from qponder.reward import check_needs
     stages, train = run.settings.stages, run.parts.train
-    run.judge
-    check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
+    if (judge := run.judge) and not (run.folder / 'grpo' / 'manifest.json').is_file(): judge.knock()
+    try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
                 stages['grpo'].prompts_per_step // place().world, stages['grpo'].scale_rewards)
+    except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
 
 # %% ../nbs/13_run.ipynb #6fb98e65
 def check_objective_of(
@@ -722,7 +753,7 @@ def run_stages(
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
     if getattr(run.settings.stages.get('grpo'), 'steps', 1) == 0: stages = without_grpo(stages)
     if any(s.name == 'distill' for s in stages): run.teacher
-    if any(s.work is cold_start_stage for s in stages): check_objective_of(run)
+    if any(s.work is cold_start_stage for s in stages): check_student(run), check_objective_of(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder

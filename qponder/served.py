@@ -192,3 +192,14 @@ def __call__(self: ServedTeacher,
                            'Every answer is kept: see to the server and give the same command again') from e
     with self.lock: self.answered, self.unanswered_in_a_row = self.answered + 1, 0
     return said
+
+# %% ../nbs/05b_served.ipynb #83e9c3bc
+@patch
+def knock(self: ServedTeacher) -> None:
+    "Say something small; `QPonderError` where every question would fail: no server, no such model, a wrong key"
+    self.wait()
+    hello = [{'role': 'user', 'content': 'Say yes.'}]
+    try: self.client.chat.completions.create(model=self.settings.model, messages=hello, max_tokens=8)
+    except (json.JSONDecodeError, UnicodeDecodeError): return
+    except sdk().APIError as e:
+        if isinstance(trouble := self.complain(e), QPonderError): raise trouble from e

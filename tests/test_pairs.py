@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qponder.cli import main
 from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, load_records
 from qponder.pairs import MIRROR, PairRecord, distill_pairs, people_prefer
+from qponder.run import Run
 from qponder.scale import QPonderError
 from qponder.trace import CHOICES, Preference, render_preference
 
@@ -87,3 +89,27 @@ def test_every_choice_has_its_mirror():
     assert all(MIRROR[MIRROR[c]] == c for c in (*CHOICES, ''))
     scores = (3, 3.2), (3.2, 3), (3, 3.3), (4, 1)
     assert [people_prefer(a, b) for a, b in scores] == ['equal', 'equal', 'second', 'first']
+
+
+def test_the_command_asks_in_both_orders_and_not_again(pairs, tmp_path, monkeypatch, capsys):
+    rows = [pairs[0][0], *(b for _, b in pairs)] * 2
+    (tmp_path/'mine.csv').write_text('image,mos,split\n' + ''.join(
+        f'{r["path"]},{r["score"]},{split}\n' for split in ('train', 'val', 'test') for r in rows[:4]))
+    seer = Seer()
+    monkeypatch.setattr(Run, 'teacher', property(lambda self: seer))
+    monkeypatch.chdir(tmp_path)
+    line = ['pairs', '--data', 'mine.csv', '--low', '1', '--high', '5', '--split-col', 'split', '--name', 'p']
+    assert main([*line, '--pairs', '2']) == 0 and len(seer.asked) == 4
+    assert main([*line, '--pairs', '3', '--margin', '.05']) == 0
+    kept = load_records(tmp_path/'runs/p/pairs/pairs.jsonl', PairRecord)
+    assert len(kept) == len({r.id for r in kept}) and {r.verdict for r in kept} == {'kept'}
+    assert len(seer.asked) >= 6 and 'pairs.jsonl' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('more, words', [
+    (['--pairs', '0', '--set', 'served_model=big'], 'ask for 1 or more'), (['--set', 'teacher=measured'], 'served'),
+    ([], 'served_model')])
+def test_the_command_says_what_it_lacks(more, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['pairs', '--set', 'teacher=served', *more]) == 2
+    assert words in capsys.readouterr().err

@@ -1,6 +1,7 @@
 "Every architecture that TRL trains goes the whole way; adapters are kept; a training goes on as if never stopped."
 import json
 from dataclasses import replace
+from importlib.resources import files
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,10 +14,14 @@ from qponder import adapt, sft
 from qponder import grpo as page
 from qponder.adapt import StudentSettings, adapter_config, check_saved, load_trainee, score_chances
 from qponder.audit import audit, photo_size
+from qponder.cli import main
+from qponder.data import load_sample
 from qponder.distill import Record
+from qponder.evaluate import read_predictions
 from qponder.fast import SCORES
 from qponder.grpo import GRPOSettings, grpo
-from qponder.model import load_student, save_student
+from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,
+                           score_spelling)
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater
 from qponder.run import Run, check_stage, read_settings
@@ -32,6 +37,27 @@ SFT = SFTSettings(epochs=4, batch_size=1, score_only_every=0, eval_every=100, sa
 GRPO = GRPOSettings(steps=4, group_size=4, prompts_per_step=2, rollouts_per_pass=4, max_completion_length=8,
                     save_every=2, eval_every=100, preflight_prompts=0, temperature=1.5, learning_rate=.001)
 SMALL = StudentSettings(lora_rank=4)
+TINY = """
+[tiny]
+inherits = qwen2.5-vl-7b
+data = my.csv
+split_col = split
+val_share = 0.15
+student = first/model
+student_lora_rank = 4
+teacher = measured
+served_url = http://127.0.0.1:9/v1
+served_retries = 0
+sft_epochs = 2
+sft_learning_rate = 3e-4
+sft_accumulate = 1
+grpo_steps = 2
+grpo_warmup = 0
+grpo_group_size = 4
+grpo_prompts_per_step = 4
+grpo_learning_rate = 1e-4
+grpo_max_completion_length = 48
+"""
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning')
 
@@ -55,7 +81,56 @@ def test_sft_grpo_and_rating(kind, tmp_path):
     trained = grpo(load_student(ci), RECORDS, tmp_path/'grpo', replace(GRPO, steps=1, max_completion_length=32))
     rating = Rater(trained).rate(pristine()[0])
     assert rating.status == 'ok' and 1 <= rating.score <= 5 and rating.reasoning.startswith('Overall')
+    alone = generate(load_student(trained), images := [open_image(p) for p in pristine()[:2]], batch_size=1)
+    assert alone[0].expected == pytest.approx(rating.expected, abs=.01) and all(1 <= a.expected <= 5 for a in alone)
+    together = generate(load_student(trained), images[::-1])
+    assert [a.expected for a in together[::-1]] == pytest.approx([a.expected for a in alone], abs=1e-4)
     assert all(json.loads((tmp_path/stage/'audit.json').read_text())['rows'] == 2 for stage in ('sft', 'grpo'))
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    "A folder with rated photos, the paper's preset in small, and a miniature that can answer."
+    monkeypatch.chdir(tmp_path)
+    rows = load_sample().select_columns(['path', 'score', 'split']).to_list()
+    some = [r for part, n in (('train', 8), ('test', 4)) for r in [r for r in rows if r['split'] == part][:n]]
+    lines = [f'{r["path"]},{r["score"]},{r["split"]}' for r in some]
+    (tmp_path/'my.csv').write_text('\n'.join(['image,mos,split', *lines]))
+    (tmp_path/'settings.ini').write_text((files('qponder')/'settings.ini').read_text() + TINY)
+    learned = replace(SFT, epochs=60, batch_size=2, learning_rate=.02, score_weight=0, claim_weight=0, save_every=1000)
+    cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, tmp_path/'first', learned)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_papers_preset_with_an_adapter_from_photos_to_the_table(mine):
+    assert main(['run', '--preset', 'tiny']) == 0
+    run = mine/'runs'/'tiny'
+    for stage in ('cold-start', 'grpo'):
+        gaps = json.loads((run/stage/'check.json').read_text())['scores']
+        assert gaps['adapter'] == pytest.approx(gaps['model'], abs=1e-3) and gaps['adapter'] != gaps['base']
+    said = [p for p in read_predictions(run/'evaluate'/'predictions.jsonl') if p.model in ('base', 'Q-Ponder')]
+    assert len(said) == 10 and sum(p.ok for p in said) >= 5 and all(p.expected is not None for p in said if p.ok)
+    assert main(['run', '--preset', 'tiny']) == 0 and (run/'report.html').is_file()
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (['student=nowhere'], 'nowhere: no such student'), (['reward_kernel=cubic'], 'one of gaussian'),
+    (['reward_w_accuracy=0', 'reward_w_format=0', 'reward_w_consistency=0'], 'all 0: give one a weight'),
+    (['reward_w_rank=1', 'reward_rank=margin', 'reward_rank_width=0'], 'reward_rank_width = 0 takes the spread'),
+    (['reward_consistency=judge', 'served_model=big'], 'cannot be reached'),
+    (['teacher=served', 'served_model=big'], 'cannot be reached'),
+    (['distill_min_words=400'], 'none is kept (7 length'),
+])
+def test_mistakes_end_before_the_first_training(wrong, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = load_sample('train').select(range(12)).select_columns(['path', 'score']).to_list()
+    (tmp_path/'my.csv').write_text('image,mos\n' + ''.join(f'{r["path"]},{r["score"]}\n' for r in rows))
+    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col', '# ')
+    (tmp_path/'settings.ini').write_text(ini)
+    save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'first'/'model')
+    assert main(['run', '--preset', 'tiny', *(x for w in wrong for x in ('--set', w))]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.glob('runs/*/cold-start'))
 
 
 # what is counted
@@ -183,7 +258,7 @@ def test_a_trained_tower_moves(kind, tmp_path):
 def test_chances_by_hand():
     "Digit after digit, without a batch: the chance of 3.7 among the 41."
     student, photo = tiny_vlm('smolvlm'), open_image(pristine()[0])
-    words, inputs = student.processor.tokenizer, adapt.encode(student, [photo], 'score')
+    words, inputs = student.processor.tokenizer, encode(student, [photo], 'score')
     marks = []
     for score in SCORES:
         ids = torch.tensor([words(f'<answer>{score}')['input_ids']])
@@ -192,6 +267,23 @@ def test_chances_by_hand():
         with torch.no_grad(): logits = student.model(input_ids=rows, **more).logits[0, -ids.shape[1] - 1:-1]
         marks.append(logits.log_softmax(-1)[torch.arange(ids.shape[1]), ids[0]].sum())
     assert torch.allclose(torch.stack(marks).softmax(0), score_chances(student, photo), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_expected_scores_by_hand(kind):
+    "After a reasoning of its own: every path read from its beginning, without a cache."
+    student, photo = tiny_vlm(kind), open_image(pristine()[0])
+    words, inputs = student.processor.tokenizer, encode(student, [photo])
+    answer = torch.tensor(words('<think>Edges are soft.</think>\n<answer>3.4</answer>')['input_ids'] +
+                          [words.eos_token_id])
+    spelt, at = score_spelling(words)[1], score_place(student, answer.tolist())
+    rows = torch.cat([answer[:at].expand(41, -1), spelt], 1)
+    marks = []
+    for row, path in zip(rows, spelt):
+        with torch.no_grad(): logits = student.model(**lengthen(inputs, row[None])).logits[0, -4:-1]
+        marks.append(logits.log_softmax(-1)[torch.arange(3), path].sum())
+    mean = float(torch.stack(marks).softmax(0) @ torch.tensor(SCORES))
+    assert expect_spelt(student, photo, answer) == pytest.approx(mean, abs=1e-4)
 
 
 # four bits
