@@ -34,6 +34,7 @@ from .data import load_sample
 from .fast import SCORES
 from .model import Student, encode, lengthen, load_student, save_student
 from .photo import open_image
+from .processes import in_parts
 from .scale import QPonderError, check_range
 from .trace import Trace, render
 
@@ -113,8 +114,10 @@ def adapter_config(
     model: nn.Module, # of a student
     settings: StudentSettings, # rank, scale, and whether the tower learns
 ) -> LoraConfig | None: # None for full fine-tuning
-    "The adapter that a stock trainer shall train"
+    "The adapter that a stock trainer shall train. Raises QPonderError where processes hold parts of the student"
     if not settings.lora_rank: return None
+    if in_parts(): raise QPonderError('student_lora_rank: an adapter is trained where each process holds the whole '
+                                      'student: launch with ddp-8.yaml, or set student_lora_rank = 0')
     names = learning_matrices(model, settings.tower)
     return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names)
 
@@ -165,13 +168,14 @@ def save_trained(
     student: Student, # what was trained; an adapter is merged into it
     trained: nn.Module, # as the trainer holds it
     out: str | Path, # the stage's folder: model/, and adapter/ where there is one
+    state: dict[str, torch.Tensor] | None = None, # its weights, where the model holds only a part of them
 ) -> Path: # of the whole model
     "Save what a training has made"
     out = Path(out)
     if isinstance(trained, PeftModel):
         trained.save_pretrained(out / 'adapter')
         student.model = merge(student, trained, out / 'adapter')
-    return save_student(student, out / 'model')
+    return save_student(student, out / 'model', state)
 
 # %% ../nbs/06b_adapt.ipynb #8e27ed6a
 def score_paths(

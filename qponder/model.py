@@ -38,6 +38,7 @@ from transformers.utils import logging
 
 from .fast import (SCORES, Generation, check_policy, checkpoint, expect, fast_bf16, keep_memory, level_token_ids,
                           policy_of, rename_attention, score_next, score_token_ids)
+from .processes import place
 from .scale import QPonderError, check_range
 from .trace import messages, student_prompt
 
@@ -149,7 +150,7 @@ def remember(
     if not isinstance(tower, Dinov2Model): return model
     memo = MemoTower(tower.config).to(tower.dtype)
     memo.load_state_dict(tower.state_dict())
-    memo.memo_size, memo.memo_room = photos, psutil.virtual_memory().available / 2
+    memo.memo_size, memo.memo_room = photos, psutil.virtual_memory().available / 2 / place().local
     model.model.vision_tower = memo.to(tower.device).train(tower.training).requires_grad_(False)
     return model
 
@@ -484,10 +485,11 @@ def no_bars() -> Iterator[None]:
 def save_student(
     student: Student, # what to save
     folder: str | Path, # created if need be
+    state: dict[str, torch.Tensor] | None = None, # its weights, where the model holds only a part of them
 ) -> Path: # the folder, which `AutoModelForImageTextToText` and `AutoProcessor` load too
     "Save model, processor and image policy."
     folder = Path(folder)
-    with no_bars(): student.model.save_pretrained(folder)
+    with no_bars(): student.model.save_pretrained(folder, state_dict=state)
     student.processor.save_pretrained(folder)
     (folder / 'image_policy.json').write_text(json.dumps(student.policy, indent=1) + '\n')
     return folder

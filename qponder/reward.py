@@ -306,13 +306,13 @@ def check_needs(
     names: Sequence[str], # dataset of every training photo
     stds: Sequence[float | None], # spread of its raters
     spoiled: bool, # whether any photo has damage that we did
-    photos: int, # to an update (grpo_prompts_per_step)
+    photos: int, # to an update, of one process (grpo_prompts_per_step)
     scaling: str, # grpo_scale_rewards
 ) -> None:
     "`QPonderError`, naming cause and remedy, if a reward would have nothing to go by"
     if settings.w_rank and (lonely := alone_share(names, photos)) > .5:
-        raise QPonderError(f'w_rank compares photos of one dataset, but with grpo_prompts_per_step = {photos} '
-                           f'{lonely:.0%} of them would be alone: raise it, or train on fewer datasets')
+        raise QPonderError(f'w_rank compares photos of one dataset, but with {photos} photos to an update and process '
+                           f'{lonely:.0%} of them would be alone: raise grpo_prompts_per_step, or take fewer datasets')
     if settings.w_rank and settings.rank == 'margin' and not settings.rank_width and not all(stds):
         raise QPonderError('rank_width = 0 takes the spread of the raters, but there is a photo without: '
                            'name its column with std_col, or give rank_width in points')

@@ -7,8 +7,9 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'stage_settings', 'known_keys', 'nearest', 'check_keys', 'Settings', 'default_file', 'read_settings', 'sha',
            'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage', 'require', 'used',
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
-           'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'run_stage', 'distill_stage', 'traces',
-           'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'check_rewards_of', 'run_stages']
+           'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
+           'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage',
+           'check_rewards_of', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -28,6 +29,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from .expert import EXPERT, expert_prompt
+from .processes import is_first, place, wait_for
 from .scale import QPonderError
 from .trace import REASON, SCORE_ONLY, prompt_hash
 
@@ -360,6 +362,7 @@ class Stage:
     work: Callable[[Run], Any] # does the work and fills the folder
     uses: tuple[str, ...] # settings that decide the outcome: keys, or prefixes such as 'sft_'
     reads: tuple[str, ...] = () # results of earlier stages, such as 'distill/kept.jsonl'
+    together: bool = False # all processes of a launch take part; else the first one works, and the others wait
 
 # %% ../nbs/13_run.ipynb #d7c2ec5e
 def require(
@@ -537,6 +540,32 @@ def execute(
         'wall_seconds': round(time.monotonic() - begin, 1), 'peak_memory_mb': peak_memory()})
     tidy(folder)
 
+# %% ../nbs/13_run.ipynb #72d2744c
+def noted(
+    stage: Stage, # what the first process is asked to run
+    run: Run, # where
+    now: dict[str, Any], # from `inputs`
+) -> str | None: # 'finished', 'started', or None for neither
+    "What the first process has noted about a stage with these inputs"
+    try: old = earlier(run.folder / stage.name)
+    except OSError: return None
+    return ('finished' if 'versions' in old else 'started') if old.get('inputs') == now else None
+
+# %% ../nbs/13_run.ipynb #c327ddac
+def follow(
+    stage: Stage, # what the first process is asked to run
+    run: Run, # where
+) -> Path: # the stage's folder, finished
+    "What all processes but the first do with a stage"
+    folder = run.folder / stage.name
+    wait_for(lambda: folder.is_dir() and earlier(folder) or None)
+    now = inputs(stage, run)
+    if stage.together and wait_for(lambda: noted(stage, run, now)) == 'started':
+        seed_all(run.settings.common.seed)
+        stage.work(run)
+    wait_for(lambda: noted(stage, run, now) == 'finished' or None)
+    return folder
+
 # %% ../nbs/13_run.ipynb #7dcc1087
 def run_stage(
     stage: Stage, # what to run
@@ -545,6 +574,7 @@ def run_stage(
     say: Callable[[str], Any] = print, # told what happens
 ) -> Path: # the stage's folder
     "Run a stage unless it is finished; `QPonderError` for other inputs, a full disk, a folder that refuses"
+    if not is_first(): return follow(stage, run)
     try:
         old, now = prepare(stage, run, fresh)
         if 'versions' in old: say(f'{stage.name}: finished, not run again')
@@ -589,6 +619,7 @@ def check_stage(
     base: str | Path, # what it began with
 ) -> None:
     "Load what a stage saved and compare; a nano that was trained in full is left out"
+    if not is_first(): return
     import torch
     from qponder.adapt import check_saved
     from qponder.fast import is_nano
@@ -606,6 +637,8 @@ def cold_start_stage(
     from qponder.sft import cold_start
     name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
     student = load_trainee(name, stages['student'])
+    if stages['see'].epochs and place().world > 1: raise QPonderError('see_epochs trains the tower of a small student, '
+        'which is the work of one process: give the command without a launcher')
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
     cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
     del student
@@ -640,9 +673,9 @@ def evaluate_stage(
 # %% ../nbs/13_run.ipynb #b8d132fb
 STAGES = (
     Stage('distill', distill_stage, ('teacher', 'served_model', 'served_temperature', 'served_max_tokens', 'distill_')),
-    Stage('cold-start', cold_start_stage, ('student', 'student_', 'see_', 'sft_'), ('distill/kept.jsonl',)),
+    Stage('cold-start', cold_start_stage, ('student', 'student_', 'see_', 'sft_'), ('distill/kept.jsonl',), True),
     Stage('grpo', grpo_stage, ('student_', 'grpo_', 'reward_', 'served_model'),
-          ('distill/kept.jsonl', 'cold-start/model')),
+          ('distill/kept.jsonl', 'cold-start/model'), True),
     Stage('evaluate', evaluate_stage, ('student', 'student_min_pixels', 'student_max_pixels', 'reward_'),
           ('cold-start/model', 'grpo/model')),
 )
@@ -656,7 +689,7 @@ def check_rewards_of(
     stages, train = run.settings.stages, run.parts.train
     run.judge
     check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
-                stages['grpo'].prompts_per_step, stages['grpo'].scale_rewards)
+                stages['grpo'].prompts_per_step // place().world, stages['grpo'].scale_rewards)
 
 # %% ../nbs/13_run.ipynb #43070ac3
 def run_stages(

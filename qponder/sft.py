@@ -12,7 +12,7 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 __all__ = ['open_rows', 'asked', 'sft_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms', 'rank_terms', 'places',
            'claim_phrases', 'claimed', 'trace_loss', 'number', 'read_log', 'JsonlLog', 'validation', 'Validate',
            'SFTSettings', 'newest_checkpoint', 'restore', 'sft_config', 'population', 'loss_terms', 'TraceTrainer',
-           'cold_start']
+           'keep_trained', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -35,6 +35,7 @@ from .distill import Record
 from .fast import SCORES, fast_bf16, level_token_ids, score_token_ids
 from .model import Student, generate, no_bars, remember
 from .photo import open_image, photo_view
+from .processes import is_first, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
 from .trace import FAULTS, FINE, Trace, messages, parse, render, student_prompt
 
@@ -203,7 +204,7 @@ def read_log(
 
 # %% ../nbs/08_sft.ipynb #311e331f
 class JsonlLog(TrainerCallback):
-    "Keep what the trainer logs as JSON lines, one row per logged step."
+    "Keep what the trainer logs as JSON lines, one row per logged step; of several processes the first one writes."
     def __init__(
         self,
         path: str | Path, # the file; its folder is made
@@ -211,10 +212,12 @@ class JsonlLog(TrainerCallback):
 
     def write(self, step: int, values: dict):
         "Append one row."
+        if not is_first(): return
         row = {'step': step} | {k: number(v) for k, v in values.items()}
         with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if not is_first(): return
         rows = [r for r in read_log(self.path) if r['step'] <= state.global_step] if state.global_step else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
@@ -236,7 +239,7 @@ def validation(
 
 # %% ../nbs/08_sft.ipynb #ef6d69a7
 class Validate(TrainerCallback):
-    "Rate validation photos every few steps and log rank correlation and parse rate."
+    "Rate validation photos every few steps; every process does, for each may hold a part of the student."
     def __init__(
         self,
         student: Student, # the one in training
@@ -301,9 +304,11 @@ def sft_config(
     seed: int = 0, # of the order of rows
     progress: bool = False, # show a progress bar
 ) -> SFTConfig:
-    "The stock trainer's arguments."
+    "The stock trainer's arguments; processes share an update, see `processes.shared`."
+    rows, turns = shared(settings.batch_size * settings.accumulate, settings.batch_size, place().world,
+                         'sft_batch_size and sft_accumulate')
     return SFTConfig(str(out / 'checkpoints'), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
         warmup_steps=settings.warmup, lr_scheduler_type='cosine', weight_decay=settings.weight_decay,
         save_steps=settings.save_every, save_total_limit=2, logging_steps=5, max_length=None, seed=seed,
         use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
@@ -348,6 +353,19 @@ class TraceTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+# %% ../nbs/08_sft.ipynb #d4bb35d6
+def keep_trained(
+    trainer: SFTTrainer, # or `GRPOTrainer`, after training
+    student: Student, # whose model it trained
+    out: str | Path, # the stage's folder: model/, and adapter/ where there is one
+) -> Path: # of the whole model, all there when any process goes on
+    "Save a student that one process holds, or several in parts."
+    split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
+    if is_first(): save_trained(student, trainer.model, out, state)
+    trainer.accelerator.wait_for_everyone()
+    return Path(out) / 'model'
+
 # %% ../nbs/08_sft.ipynb #b303c3d8
 def cold_start(
     student: Student, # trained in place
@@ -372,4 +390,5 @@ def cold_start(
         callbacks=[log, Validate(student, val, settings.eval_every, log)])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=restore(student, newest_checkpoint(out / 'checkpoints')))
-    return save_trained(student, trainer.model, out)
+    return keep_trained(trainer, student, out)
+

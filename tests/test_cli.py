@@ -57,7 +57,8 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit): main(['--help'])
     out = capsys.readouterr().out
-    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'sheet', 'rate', 'init', 'check', 'base'
+    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'sheet', 'rate', 'init', 'check', 'base', 'doctor', \
+        'estimate', 'parity', 'shards'
     assert not [n for n in names if f'\n    {n} ' not in out]
 
 

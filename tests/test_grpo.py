@@ -88,7 +88,7 @@ REWARDS = {p: read_settings(p, kinds=None).stages['reward'] for p in PRESETS} | 
     'spread': RewardSettings(w_rank=1, rank='margin', rank_width=0, w_length=1, min_words=3)}
 
 
-def generous(answer) -> str: return '{"fidelity": 4, "terms": 4, "consistency": 4}'
+def generous(answer) -> str: return '{"fidelity": 4, "terminology": 4, "consistency": 4}'
 
 
 @pytest.mark.parametrize('name', REWARDS)

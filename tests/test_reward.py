@@ -446,7 +446,7 @@ def test_what_is_needed_is_there():
     check_needs(FULL, **fine)
     check_needs(RewardSettings(), ['x'], [None], False, 1, 'group')
     for how, other, words in (
-            (FULL, dict(photos=1), 'grpo_prompts_per_step = 1.*raise it'),
+            (FULL, dict(photos=1), 'with 1 photos.*raise grpo_prompts_per_step'),
             (FULL, dict(names=list('stuvwxyz')), 'alone'),
             (RewardSettings(w_rank=1, rank='margin', rank_width=0), dict(stds=[None] * 8), 'rank_width = 0.*std_col'),
             (FULL, dict(spoiled=False), 'w_damage.*distill_spoiled'),
@@ -457,7 +457,7 @@ def test_what_is_needed_is_there():
 # a judge behind an address
 
 def test_a_served_judge_is_asked_without_numbers_and_again_after_silence():
-    replies, asked = [None, '{"fidelity": 5, "terms": 4, "consistency": 3}'], []
+    replies, asked = [None, '{"fidelity": 5, "terminology": 4, "consistency": 3}'], []
 
     def create(**question):
         asked.append(question)
@@ -467,7 +467,7 @@ def test_a_served_judge_is_asked_without_numbers_and_again_after_silence():
     answer = Answer('The photo is sharp, 4.7 of 5.', 4.6, 4.5, image=Image.new('RGB', (8, 8)))
     assert read_by_judge(teacher)([answer]) == [.8]
     text = asked[1]['messages'][0]['content'][1]['text']
-    assert 'The photo is sharp' in text and '4.7' not in text and 'photo 4.6 on' in text
+    assert 'The photo is sharp' in text and '4.7' not in text and 'scored this photo 4.6 on' in text
     assert asked[0]['temperature'] == 0 and len(asked) == 2
 
 
@@ -478,12 +478,11 @@ def test_a_judge_that_is_silent_gives_no_mark():
     assert marks == [None] * 3
 
 
-@pytest.mark.parametrize('text', ['', 'fine', '{"fidelity": 5}', '{"fidelity": 6, "terms": 5, "consistency": 5}',
-                                  '{"fidelity": 5, "terms": 5, "consistency": 5, "fidelity": 1}'])
+@pytest.mark.parametrize('text', ['', 'fine', '{"fidelity": 5}', '{"fidelity": 6, "terminology": 5, "consistency": 5}'])
 def test_a_verdict_that_cannot_be_read_is_none(text): assert verdict(text) is None
 
 
 @given(*[st.integers(0, 5)] * 3)
 def test_a_verdict_is_bounded_and_never_falls_with_a_grade(a, b, c):
-    said = lambda *g: verdict(json.dumps(dict(zip(('fidelity', 'terms', 'consistency'), g))))
+    said = lambda *g: verdict(json.dumps(dict(zip(('fidelity', 'terminology', 'consistency'), g))))
     assert 0 <= said(a, b, c) <= 1 and said(a, b, c) <= said(min(5, a + 1), b, c)

@@ -1,0 +1,111 @@
+"Several processes: they wait for each other's files, and their update is that of one."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from qponder.processes import Place, place, shared, shared_groups
+from qponder.scale import QPonderError
+from qponder.sft import read_log
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+
+
+@pytest.mark.parametrize('world', [1, 2, 4, 8, 16])
+def test_an_update_stays_what_the_settings_say(world):
+    for rows, turns in (shared(16, 2, world, 'keys'), shared_groups(16, 8, 8, world)):
+        assert rows * turns * world in (16, 128) and rows <= 8
+
+
+def test_processes_that_cannot_share():
+    with pytest.raises(QPonderError, match='multiple of 3'): shared(16, 2, 3, 'sft_batch_size')
+    with pytest.raises(QPonderError, match='group must not be torn'): shared_groups(2, 8, 8, 4)
+
+
+def test_a_launcher_says_the_place():
+    assert place({'RANK': '3', 'WORLD_SIZE': '4'}) == Place(3, 4, 4) and place({}) == Place()
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory):
+    "The folder of one process, and that of two over gloo."
+    from together import train
+    alone, two = (tmp_path_factory.mktemp(n) for n in ('alone', 'two'))
+    train(alone)
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    done = subprocess.run([*launch, str(ROOT/'tests'/'together.py'), str(two)], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return alone, two
+
+
+@pytest.mark.parametrize('part, keys', [('sft', ['loss', 'grad_norm']), ('grpo', ['loss', 'grad_norm', 'reward'])])
+def test_two_processes_have_the_losses_of_one(both, part, keys):
+    logs = [[r for r in read_log(f/part/'log.jsonl') if 'loss' in r] for f in both]
+    assert [r['step'] for r in logs[0]] == [r['step'] for r in logs[1]] and logs[0]
+    for a, b in zip(*logs):
+        for key in keys: assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
+    if part == 'grpo': assert any(abs(r['grad_norm']) > 1e-4 for r in logs[0])
+
+
+@pytest.mark.parametrize('part', ['sft', 'grpo'])
+def test_two_processes_have_the_student_of_one(both, part):
+    one, two = (load_file(f/part/'model'/'model.safetensors') for f in both)
+    assert one.keys() == two.keys()
+    for k in one: assert (one[k] - two[k]).abs().max() < 2e-4, k
+
+
+STAGES = '''
+import sys
+from pathlib import Path
+from qponder.processes import place, wait_for
+from qponder.run import Parts, Run, Settings, Common, Stage, run_stages
+Run.teacher = None
+here = Path(sys.argv[1])
+note = lambda name: lambda run: (run.folder/f'{name}-{place().rank}').write_text('was here')
+def result(run):
+    note('alone')(run)
+    (run.folder/'alone'/'result.txt').write_text('1')
+def all_of_us(run):
+    note('together')(run)
+    for n in range(place().world): wait_for(lambda: (run.folder/f'together-{n}').exists() or None, .1)
+stages = [Stage('alone', result, ()), Stage('together', all_of_us, (), ('alone/result.txt',), True)]
+run = Run(here/'run', Settings('test', Common(), {}), lambda common: Parts([], [], [], 'photos'))
+run_stages(run, stages, say=lambda text: (here/f'said-{place().rank}').open('a').write(text + chr(10)))
+'''
+
+
+def test_the_first_works_and_the_others_wait(tmp_path):
+    def start(rank): return subprocess.Popen([sys.executable, '-c', STAGES, str(tmp_path)],
+                                            env=ENV | {'RANK': str(rank), 'WORLD_SIZE': '2'})
+    for _ in range(2):
+        late = [start(1), start(0)]
+        assert [p.wait(600) for p in late] == [0, 0]
+    assert {p.name for p in (tmp_path/'run').glob('*-*')} == {'alone-0', 'together-0', 'together-1'}
+    assert [p.name for p in tmp_path.glob('said-*')] == ['said-0']
+    assert json.loads((tmp_path/'run'/'together'/'manifest.json').read_text())['starts'] == 1
+
+
+CONFIGS = sorted((ROOT/'qponder'/'configs').glob('*.yaml'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_accelerate_reads_our_layouts(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    config = load_config_from_file(str(path))
+    name = path.stem.split('-')
+    assert config.num_processes == (16 if '2x8' in name else int(name[1]))
+    kinds = {'gpu': 'NO', 'ddp': 'MULTI_GPU', 'fsdp': 'FSDP', 'zero3': 'DEEPSPEED'}
+    assert config.distributed_type == kinds[name[0]]
+
+
+def test_init_writes_layouts_beside_the_settings(tmp_path, monkeypatch):
+    from qponder.cli import main
+    monkeypatch.chdir(tmp_path)
+    assert main(['init', '--accelerate']) == 0
+    assert [p.read_text() for p in sorted((tmp_path/'accelerate').iterdir())] == [p.read_text() for p in CONFIGS]
+    assert (tmp_path/'settings.ini').is_file() and main(['init', '--accelerate']) == 2

@@ -1,0 +1,44 @@
+"What each of several processes does: a cold start and GRPO of a miniature whose answers are given; see test_processes."
+import sys
+from pathlib import Path
+
+from trl import GRPOTrainer
+
+from qponder import grpo as page
+from qponder import sft
+from qponder.distill import Record
+from qponder.grpo import GRPOSettings, grpo
+from qponder.model import tensor_hash, tiny_student
+from qponder.photo import pristine
+from qponder.sft import SFTSettings, cold_start
+from qponder.trace import Trace, render
+
+WORDS = 'excellent', 'good', 'fair', 'bad'
+SAID = [Trace(f'Overall the quality is {w}.', s) for w, s in zip(WORDS, (4.6, 3.8, 3.0, 1.4))]
+RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
+SFT = SFTSettings(epochs=10, batch_size=4, score_weight=1, score_only_every=0, eval_every=100, save_every=100)
+GRPO = GRPOSettings(steps=3, group_size=4, prompts_per_step=2, rollouts_per_pass=8, max_completion_length=60,
+                    eval_every=100, save_every=100, preflight_prompts=0)
+
+
+class Told(GRPOTrainer):
+    "Rollouts depend on the photo and on their place in its group, not on which process draws them."
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        words = self.processing_class.tokenizer
+        def answer(image, n):
+            shift = self.processing_class.image_processor(image, return_tensors='pt')['pixel_values']
+            trace = SAID[(n + tensor_hash(shift)[0]) % len(SAID)]
+            return [*words(render(trace), add_special_tokens=False)['input_ids'], words.eos_token_id]
+        return [answer(i, n % num_generations) for n, i in enumerate(images)], None
+
+
+def train(folder):
+    "Both trainings, each from the same student. In float32: bfloat16 rounds two rows otherwise than four."
+    sft.fast_bf16 = page.fast_bf16 = lambda: False
+    cold_start(tiny_student(), RECORDS, folder/'sft', SFT)
+    page.GRPOTrainer = Told
+    try: grpo(tiny_student(), RECORDS, folder/'grpo', GRPO)
+    finally: page.GRPOTrainer = GRPOTrainer
+
+
+if __name__ == '__main__': train(Path(sys.argv[1]))
