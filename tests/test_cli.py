@@ -77,7 +77,7 @@ def test_wrong_usage_is_code_2(args):
 
 
 @pytest.mark.parametrize('args, words', [
-    (['run', '--preset', 'huge'], ['[huge]', 'nano, nano-biq2021, qwen2.5-vl-7b']),
+    (['run', '--preset', 'huge'], ['[huge]', 'nano, nano-biq2021-start, nano-biq2021, qwen2.5-vl-7b']),
     (['run', '--settings', 'gone.ini'], ['gone.ini', 'qponder init']),
     (['run', '--set', 'sft_epohcs=2'], ['sft_epohcs = 2', 'did you mean sft_epochs?']),
     (['sft', '--set', 'sft_epochs=-1'], ['sft_epochs = -1', 'command line']),

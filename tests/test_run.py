@@ -190,7 +190,7 @@ def test_every_key_of_the_stages_stands_in_the_file():
     assert set(lines) == set(known) | set(Common.__dataclass_fields__)
 
 
-@pytest.mark.parametrize('preset', ['nano', 'nano-biq2021', 'qwen2.5-vl-7b'])
+@pytest.mark.parametrize('preset', ['nano', 'nano-biq2021-start', 'nano-biq2021', 'qwen2.5-vl-7b'])
 def test_presets_are_valid(preset):
     settings = read_settings(preset, ROOT/'settings.ini')
     assert set(settings.stages) == {'served', 'distill', 'reward', 'see', 'sft', 'grpo', 'student'}
