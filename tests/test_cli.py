@@ -194,7 +194,7 @@ def test_check(here, monkeypatch, capsys, problems, code):
 @pytest.fixture
 def rated(monkeypatch):
     "A rater that knows every photo but gone.jpg."
-    def rater(model):
+    def rater(model, device):
         if model == 'none': raise QPonderError('none: no student')
 
     def rate_many(rater, photos, reasons):
