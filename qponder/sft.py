@@ -485,10 +485,11 @@ def cold_start(
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
     "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
-    out, log = Path(out), JsonlLog(Path(out) / 'log.jsonl')
+    out = Path(out)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
     args = sft_config(out, settings, seed, progress)
     taught = teaching(student, records, settings, args.per_device_train_batch_size)
+    log = JsonlLog(out / 'log.jsonl')
     audit(student, rows, out=out)
     set_tower(remember(student.model, len(records) + len(val or ())), how.tower)
     student.model.config.score_percentiles = population(records)
