@@ -139,7 +139,9 @@ def do_rate(
     from qponder.fast import checkpoint, is_nano
     from qponder.rate import Rater, find_photos, rate_many
     device = 'cpu'
-    if not is_nano(checkpoint(args.model)): from qponder.model import best_device; device = best_device()
+    if not is_nano(checkpoint(args.model)):
+        from qponder.model import best_device
+        device = best_device()
     failed, photos = False, find_photos(args.photos)
     for r in rate_many(Rater(args.model, device), photos, reasons=not args.score_only):
         failed |= r.score is None

@@ -36,7 +36,7 @@ from .adapt import StudentSettings, adapter_config, set_tower
 from .audit import audit
 from .consistency import Answer
 from .distill import Record
-from .fast import fast_bf16
+from .fast import asked_as, fast_bf16
 from .model import Student, generate, remember, share_prompts
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
@@ -85,10 +85,10 @@ def rollouts(self: GRPOSettings) -> int: # of an update
 def grpo_row(
     record: Record, # a kept one
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
-    prompts: Mapping[str, str] | None = None, # mode -> the one whose prompt the student was taught for it
+    config: Mapping = {}, # of the student, which may know how it was taught, see `fast.asked_as`
 ) -> dict: # one question
     "What is asked, and what the rewards need to know."
-    mode = (prompts or {}).get(mode, mode)
+    mode = asked_as(config, mode)
     known = dict(score=record.target, faults=json.dumps(record.faults), name=record.name, std=record.std)
     return asked(record, mode) | dict(mode='score' if mode == 'score' else 'reason') | known
 
@@ -110,8 +110,8 @@ def grpo_rows(
 ) -> Dataset: # columns path, view, damage, prompt, mode, score, faults (JSON), name, std, and images, opened lazily
     "Questions for the rollouts. Raises QPonderError if there are none."
     if not records: raise QPonderError('no photos to practise on: run `qponder distill`, or loosen its filters')
-    prompts = getattr(student.model.config, 'prompts', None) if student else None
-    return both_ways(partial(grpo_row, prompts=prompts), records, every)
+    config = vars(student.model.config) if student else {}
+    return both_ways(partial(grpo_row, config=config), records, every)
 
 # %% ../nbs/09_grpo.ipynb #dd5325be
 def consistency_reader(
@@ -299,7 +299,7 @@ def grpo(
     audit(student, rows, settings.max_completion_length, out)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     for copy in slow if newest else (): copy.load(newest)
-    look = partial(preflight, student, grpo_rows(records, 0, student), settings, rewards, seed, reader=reader)
+    look = partial(preflight, student, rows.select(range(len(records))), settings, rewards, seed, reader=reader)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),

@@ -51,16 +51,10 @@ def test_preflight_counts_real_rollouts(taught):
     assert len(flight.rewards) == 8 and flight.parsed > .5 and all(0 <= r <= 1 for r in flight.rewards)
 
 
-def test_stopped_and_continued_is_as_if_never_stopped(taught, tmp_path, monkeypatch):
+def test_stopped_and_continued_is_as_if_never_stopped(taught, tmp_path, ctrl_c):
     whole, photos, how = student(taught), RECORDS * 2, replace(HOW, save_every=1)
     grpo(whole, photos, tmp_path/'whole', how)
-    real = page.Alarm.on_log
-    def pulled(self, args, state, control, **kwargs):
-        if state.global_step == 2: raise KeyboardInterrupt
-        real(self, args, state, control, **kwargs)
-    monkeypatch.setattr(page.Alarm, 'on_log', pulled)
-    with pytest.raises(KeyboardInterrupt): grpo(student(taught), photos, tmp_path/'parts', how)
-    monkeypatch.setattr(page.Alarm, 'on_log', real)
+    with ctrl_c(page.Alarm, 'on_log', 2): grpo(student(taught), photos, tmp_path/'parts', how)
     again = student(taught)
     grpo(again, photos, tmp_path/'parts', how)
     state = whole.model.state_dict()
@@ -107,18 +101,12 @@ def test_two_steps_with_every_reward(taught, tmp_path, name):
     assert (tmp_path/'text_scorer.json').exists() == (name == 'text')
 
 
-def test_a_slow_copy_goes_on_from_where_it_was(taught, tmp_path, monkeypatch):
+def test_a_slow_copy_goes_on_from_where_it_was(taught, tmp_path, monkeypatch, ctrl_c):
     how, rewards = replace(HOW, save_every=1), RewardSettings(consistency='care')
     monkeypatch.setattr(Reference.__init__, '__defaults__', (.5, 1))
     whole, photos = student(taught), RECORDS * 2
     grpo(whole, photos, tmp_path/'whole', how, rewards)
-    real = page.Alarm.on_log
-    def pulled(self, args, state, control, **kwargs):
-        if state.global_step == 2: raise KeyboardInterrupt
-        real(self, args, state, control, **kwargs)
-    monkeypatch.setattr(page.Alarm, 'on_log', pulled)
-    with pytest.raises(KeyboardInterrupt): grpo(student(taught), photos, tmp_path/'parts', how, rewards)
-    monkeypatch.setattr(page.Alarm, 'on_log', real)
+    with ctrl_c(page.Alarm, 'on_log', 2): grpo(student(taught), photos, tmp_path/'parts', how, rewards)
     grpo(student(taught), photos, tmp_path/'parts', how, rewards)
     copies = [load_file(tmp_path/p/'checkpoint-4'/'reference.safetensors') for p in ('whole', 'parts')]
     assert all(torch.equal(v, copies[1][k]) for k, v in copies[0].items())

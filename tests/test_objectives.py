@@ -222,16 +222,12 @@ def test_one_word_at_weight_1_is_cross_entropy(tmp_path):
     assert losses(tmp_path/'ours') == pytest.approx(plain, rel=1e-4)
 
 
-def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, monkeypatch):
+def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     val = Dataset.from_list([dict(path=r.path, score=r.target) for r in RECORDS])
     how = replace(HOW, epochs=6, objective='soft+fidelity', save_every=2)
     whole, again = tiny_student(), tiny_student(seed=1)
     cold_start(whole, RECORDS, tmp_path/'whole', how, val)
-    def pulled(self, args, state, control, **kwargs):
-        if state.global_step == 5: raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(sft.Validate, 'on_step_end', pulled)
-        with pytest.raises(KeyboardInterrupt): cold_start(tiny_student(), RECORDS, tmp_path/'parts', how, val)
+    with ctrl_c(sft.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', how, val)
     cold_start(again, RECORDS, tmp_path/'parts', how, val)
     weights = [s.model.state_dict() for s in (whole, again)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

@@ -101,16 +101,10 @@ def test_the_tower_stays_frozen_and_the_rest_learns(tmp_path):
     assert any('multi_modal_projector' in k for k in moved)
 
 
-def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, monkeypatch):
+def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     whole = tiny_student()
     cold_start(whole, RECORDS, tmp_path/'whole', HOW, VAL)
-    stop = sft.Validate.on_step_end
-    def pulled(self, args, state, control, **kwargs):
-        if state.global_step == 5: raise KeyboardInterrupt
-        stop(self, args, state, control, **kwargs)
-    monkeypatch.setattr(sft.Validate, 'on_step_end', pulled)
-    with pytest.raises(KeyboardInterrupt): cold_start(tiny_student(), RECORDS, tmp_path/'parts', HOW, VAL)
-    monkeypatch.setattr(sft.Validate, 'on_step_end', stop)
+    with ctrl_c(sft.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', HOW, VAL)
     again = tiny_student(seed=1)
     cold_start(again, RECORDS, tmp_path/'parts', HOW, VAL)
     assert same(weights(whole), weights(again))
