@@ -278,6 +278,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qponder.estimate.photo_tokens': ('estimate.html#photo_tokens', 'qponder/estimate.py'),
                                   'qponder.estimate.qwen': ('estimate.html#qwen', 'qponder/estimate.py'),
                                   'qponder.estimate.rollout_bytes': ('estimate.html#rollout_bytes', 'qponder/estimate.py'),
+                                  'qponder.estimate.rows_read': ('estimate.html#rows_read', 'qponder/estimate.py'),
                                   'qponder.estimate.seen_in': ('estimate.html#seen_in', 'qponder/estimate.py'),
                                   'qponder.estimate.sft_part': ('estimate.html#sft_part', 'qponder/estimate.py'),
                                   'qponder.estimate.size_of': ('estimate.html#size_of', 'qponder/estimate.py'),

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -659,9 +659,11 @@ class Answers:
         path: Path, # traces.jsonl; may be missing
         trial: Trial | None = None, # told of new answers; None: one that never ends
         kind: type[Record] = Record, # or a class derived from it
+        before: Iterable[Path] = (), # such files of other settings; an answer in them is as good as one here
     ):
-        mend(path)
+        for p in (path, *before): mend(p)
         self.path, self.known = path, {r.id: r for r in load_records(path, kind)} if path.exists() else {}
+        self.before = {r.id: r for p in before for r in load_records(p, kind) if r.verdict != 'unanswered'}
         self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), False, trial or Trial(0)
 
     def only(self, key: str) -> Lock: # to be held while a question is asked
@@ -671,7 +673,7 @@ class Answers:
     def get(self, key: str) -> Record | None: # None: to be asked, perhaps again
         "The answer to a question"
         record = self.known.get(key)
-        return record if record and record.verdict != 'unanswered' else None
+        return record if record and record.verdict != 'unanswered' else self.before.get(key)
 
     def add(self, record: Record) -> None: # judged
         "Keep a record, and write it down if it is new"
@@ -771,11 +773,12 @@ def distill(
     out: str | Path, # folder for traces.jsonl (everything) and kept.jsonl (what the student learns)
     settings: DistillSettings = DistillSettings(), # label, prompt, filters
     examiner: Teacher | None = None, # gives marks, where `settings.judge` asks for them
+    before: Sequence[Path] = (), # files like traces.jsonl, left by runs with other settings
 ) -> list[Record]: # one per row and version, in the order of the rows; one for a photo that cannot be read
-    "Ask a teacher about every photo that it has not answered yet; resumable, nothing is asked twice"
+    "Ask a teacher about every photo that it has not answered yet, here or before; resumable, nothing is asked twice"
     if settings.judge == 'none': examiner = None
     elif examiner is None: raise QPonderError("judge = 'served': distill needs an examiner to ask")
-    answers = Answers(Path(out)/'traces.jsonl', Trial(settings.trial))
+    answers = Answers(Path(out)/'traces.jsonl', Trial(settings.trial), before=before)
     work = partial(_answer, teacher=teacher, settings=settings, answers=answers, examiner=examiner)
     at_once = max(getattr(who, 'at_once', 1) for who in (teacher, examiner))
     done = list(ahead(work, _shown(rows, settings, teacher_seed(teacher)), at_once))

@@ -14,7 +14,7 @@ are right on students small enough to measure; and it prints the assumptions nex
 __all__ = ['QWEN', 'GPUS', 'CHAT', 'SCORE', 'qwen', 'Size', 'count', 'hollow', 'size_of', 'find_size', 'photo_tokens', 'GPUKind',
            'Plan', 'learning', 'held', 'copied', 'step_bytes', 'rollout_bytes', 'forward_flops', 'compute_seconds',
            'stream_seconds', 'write_seconds', 'seen_in', 'Lengths', 'lengths', 'Part', 'teacher_part', 'on_gpu',
-           'sft_part', 'grpo_part', 'Estimate', 'estimate']
+           'rows_read', 'sft_part', 'grpo_part', 'Estimate', 'estimate']
 
 # %% ../nbs/13b_estimate.ipynb #e415b672
 from collections.abc import Mapping
@@ -381,6 +381,17 @@ def on_gpu(
     parts = {k: v / 1e9 for k, v in (parts | more).items()} | {'aside': plan.aside}
     return parts | {'total': sum(parts.values())}
 
+# %% ../nbs/13b_estimate.ipynb #366301cf
+def rows_read(
+    plan: Plan, # how many photos
+    settings: Settings, # of distillation and cold start
+) -> tuple[float, float]: # traces, bare scores
+    "What one pass of the cold start reads"
+    s, d = settings.stages['sft'], settings.stages['distill']
+    n, rated = (plan.photos * (d.views + k) for k in (d.spoiled, d.spoiled * s.spoiled_scores))
+    if s.mix is None: return n, rated / s.score_only_every if s.score_only_every else 0.
+    return tuple(n * part / max(s.mix, 1 - s.mix) for part in (1 - s.mix, s.mix))
+
 # %% ../nbs/13b_estimate.ipynb #b9978ff6
 def sft_part(
     size: Size, # of the student
@@ -389,17 +400,16 @@ def sft_part(
     settings: Settings, # of the cold start
 ) -> Part:
     "The cold start"
-    s, d = settings.stages['sft'], settings.stages['distill']
-    traces = s.epochs * plan.photos * (d.views + d.spoiled)
-    bare = traces / s.score_only_every if s.score_only_every else 0
+    s = settings.stages['sft']
+    traces, bare = (s.epochs * n for n in rows_read(plan, settings))
     at_once, _ = shared(s.batch_size * s.accumulate, s.batch_size, plan.gpus, 'sft_batch_size and sft_accumulate')
-    tokens = said.prompt + said.answer
+    longest = said.answer if traces else said.score
     flops = sum(n * forward_flops(size, said.photo, said.prompt + a, said.prompt + a)
                 for n, a in ((traces, said.answer), (bare, said.score))) * plan.passes
     hours = compute_seconds(flops / plan.gpus, plan) / 3600
-    return Part('sft', round(traces + bare), traces * tokens + bare * (said.prompt + said.score), 0., hours,
-                hours * plan.gpus * plan.hourly,
-                on_gpu(size, plan, step_bytes(size, plan, at_once, tokens, said.answer)))
+    read = (traces + bare) * said.prompt + traces * said.answer + bare * said.score
+    return Part('sft', round(traces + bare), read, 0., hours, hours * plan.gpus * plan.hourly,
+                on_gpu(size, plan, step_bytes(size, plan, at_once, said.prompt + longest, longest)))
 
 # %% ../nbs/13b_estimate.ipynb #148e66fd
 def grpo_part(
@@ -456,10 +466,11 @@ def estimate(
     settings: Settings, # of the run
     plan: Plan, # what is assumed
 ) -> Estimate:
-    "Memory, tokens, hours and price of distillation and both trainings; evaluation and validations come on top"
+    "Memory, tokens, hours and price of distillation and the trainings; evaluation and validations come on top"
     size = find_size(settings.common.student)
     said = lengths(size, plan, settings)
-    trained = (part(size, said, plan, settings) for part in (sft_part, grpo_part))
+    parts = (sft_part, grpo_part)[:2 if settings.stages['grpo'].steps else 1]
+    trained = (part(size, said, plan, settings) for part in parts)
     return Estimate(settings.common.student, size, plan, said, (teacher_part(said, plan, settings), *trained))
 
 # %% ../nbs/13b_estimate.ipynb #320f2b9c

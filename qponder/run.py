@@ -605,12 +605,13 @@ def some_kept(
 def distill_stage(
     run: Run, # settings and photos
 ) -> None:
-    "The teacher writes a trace for every training photo"
+    "The teacher writes a trace for every training photo, but those it has answered under other settings"
     from qponder.distill import distill
     from qponder.served import served_examiner
     s, served = run.settings.stages['distill'], run.settings.stages['served']
     examiner = served_examiner(served, s.judge_model) if s.judge == 'served' else None
-    some_kept(distill(run.parts.train, run.teacher, run.folder / 'distill', s, examiner))
+    before = sorted(run.folder.glob('distill.*/traces.jsonl'))
+    some_kept(distill(run.parts.train, run.teacher, run.folder / 'distill', s, examiner, before))
 
 # %% ../nbs/13_run.ipynb #5cf7b066
 def traces(
@@ -728,10 +729,13 @@ def check_rewards_of(
 def check_objective_of(
     run: Run, # settings and photos
 ) -> None:
-    "`QPonderError` if what the cold start is to teach will lack something: the spread of raters, company"
+    "`QPonderError` if the objective will lack something, or if nobody will read what the teacher writes"
     from qponder.objectives import check_objective
     sft, train = run.settings.stages['sft'], run.parts.train
     check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
+    asked = run.settings.common.teacher == 'served' and not (run.folder / 'distill' / 'manifest.json').is_file()
+    if sft.mix == 1 and asked: raise QPonderError('sft_mix = 1 teaches bare scores alone, so the answers of a served '
+                                                  'teacher would be paid for and not read: set teacher = measured')
 
 # %% ../nbs/13_run.ipynb #0030aeea
 def without_grpo(

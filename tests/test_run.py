@@ -565,3 +565,16 @@ def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, mo
     page = (halting/'report.html').read_text()
     assert 'Q-Ponder-CI' in page and page.count('<svg') == 3 and 'class="missing">The' not in page
     assert not [p for p in halting.rglob('checkpoint*')]
+
+
+def test_other_filters_ask_the_teacher_nothing_that_it_has_answered(photos, monkeypatch, capsys):
+    from qponder import distill
+    assert main(['distill']) == 0
+    records = lambda folder: [(r['id'], r['raw']) for r in read_rows(Path('runs', 'nano', folder, 'traces.jsonl'))]
+    monkeypatch.setattr(distill, 'ask', Once(distill.ask, 1, AssertionError('asked again')))
+    assert main(['distill', '--set', 'distill_max_words=79', '--fresh']) == 0
+    assert records('distill') == records('distill.1') and len(records('distill')) == 4
+    with pytest.raises(AssertionError, match='asked again'):
+        main(['distill', '--set', 'distill_max_words=79', '--set', 'distill_views=2', '--fresh'])
+    assert main(['distill', '--set', 'distill_max_words=79', '--set', 'distill_views=2']) == 0
+    assert len(records('distill')) == 8 and {*records('distill.2')} < {*records('distill')}
