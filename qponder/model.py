@@ -40,7 +40,7 @@ from transformers.utils import logging
 from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expect, expect_level, fast_bf16,
                           keep_memory, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
                           score_token_ids, verdict_of)
-from .processes import place
+from .processes import in_parts, place
 from .scale import QPonderError, check_range
 from .trace import Trace, messages, parse, render, student_prompt
 
@@ -147,9 +147,9 @@ def remember(
     model: object, # a student's model
     photos: int, # how many photos to remember, as far as half of the free memory holds them
 ):
-    "`model` with a `MemoTower` that remembers `photos`, when its tower is a frozen DINOv2; else `model` unchanged."
+    "`model` with a `MemoTower` that remembers `photos`, if its tower is a frozen DINOv2 in one piece; else unchanged."
     tower = getattr(getattr(model, 'model', None), 'vision_tower', None)
-    if not isinstance(tower, Dinov2Model): return model
+    if not isinstance(tower, Dinov2Model) or in_parts(): return model
     memo = MemoTower(tower.config).to(tower.dtype)
     memo.load_state_dict(tower.state_dict())
     memo.memo_size, memo.memo_room = photos, psutil.virtual_memory().available / 2 / place().local
@@ -226,8 +226,8 @@ class SharedPrompts(LlavaModel):
 def share_prompts(
     model: object, # a student's model
 ):
-    "`model` with `SharedPrompts` in its middle when it is a LLaVA, on the same weights; else `model` unchanged."
-    if not isinstance(getattr(model, 'model', None), LlavaModel): return model
+    "`model` with `SharedPrompts` in its middle when it is a LLaVA in one piece, on its weights; else unchanged."
+    if not isinstance(getattr(model, 'model', None), LlavaModel) or in_parts(): return model
     with torch.device('meta'): shared = SharedPrompts(model.config)
     for name, part in model.model.named_children(): setattr(shared, name, part)
     model.model = shared.train(model.training)

@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from safetensors import SafetensorError
 
+from . import __version__
 from .expert import EXPERT, expert_prompt
 from .processes import is_first, place, wait_for
 from .scale import QPonderError
@@ -436,13 +437,12 @@ def disk_error(
     return None
 
 # %% ../nbs/13_run.ipynb #d231b8ae
-_PACKAGES = ('qponder', 'torch', 'transformers', 'trl', 'peft', 'bitsandbytes', 'datasets', 'numpy', 'pillow',
-             'scikit-image')
+_PACKAGES = 'torch', 'transformers', 'trl', 'peft', 'bitsandbytes', 'datasets', 'numpy', 'pillow', 'scikit-image'
 
 # %% ../nbs/13_run.ipynb #5510084c
 def versions() -> dict[str, str]: # package -> version
     "The versions that decide numbers; a package that is not installed is left out"
-    out = {'python': platform.python_version()}
+    out = {'python': platform.python_version(), 'qponder': __version__}
     for name in _PACKAGES:
         try: out[name] = version(name)
         except PackageNotFoundError: continue

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -358,8 +359,8 @@ def restore(
     student: Student, # its weights are replaced in place
     checkpoint: Path | None, # from `newest_checkpoint`
 ) -> Path | None: # `checkpoint`, for the trainer, which restores optimiser, schedule and random state from it
-    "Put a checkpoint's weights into `student`; any that is missing is an error. An adapter is left to the trainer."
-    if checkpoint and not (checkpoint / 'adapter_config.json').exists():
+    "Put a checkpoint's weights into `student`; any missing one is an error. Adapters, and parts, are the trainer's."
+    if checkpoint and not is_deepspeed_zero3_enabled() and not (checkpoint / 'adapter_config.json').exists():
         with no_bars(): saved = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         student.model.load_state_dict(saved.state_dict())
     return checkpoint
@@ -455,6 +456,7 @@ def keep_trained(
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
     if is_first(): save_trained(student, trainer.model, out, state)
     trainer.accelerator.wait_for_everyone()
+    unset_hf_deepspeed_config()
     return Path(out) / 'model'
 
 # %% ../nbs/08_sft.ipynb #8d53f9e1

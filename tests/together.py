@@ -1,4 +1,5 @@
 "What each of several processes does: a cold start and GRPO of a miniature whose answers are given; see test_processes."
+import os
 import sys
 from pathlib import Path
 
@@ -41,4 +42,8 @@ def train(folder):
     finally: page.GRPOTrainer = GRPOTrainer
 
 
-if __name__ == '__main__': train(Path(sys.argv[1]))
+if __name__ == '__main__':
+    if 'ACCELERATE_USE_DEEPSPEED' in os.environ:
+        import deepspeed
+        deepspeed.init_distributed('gloo') # which accelerate does on GPUs alone
+    train(Path(sys.argv[1]))
