@@ -201,6 +201,8 @@ PAIRS = (
          'pytorch/pytorch issues 166122, 166643, 174051'),
     Pair('flash-attn>=2.8', 'torch==2.6.*', 'this flash-attn was built for a later torch',
          'pip install "flash-attn<2.8", or a later torch', 'mll-lab-nu/RAGEN pull request 107'),
+    Pair('brisque==0.2.0', 'numpy>=2.4', 'this brisque makes numbers of arrays, which NumPy no longer allows',
+         'pip install "numpy<2.4"', 'NumPy 2.4 release notes, expired deprecations'),
 )
 
 # %% ../nbs/13a_doctor.ipynb #fd14e300
