@@ -53,10 +53,13 @@ def zero3(folder):
 
 @pytest.fixture(scope='module', params=[gloo, pytest.param(zero3, marks=pytest.mark.slow)])
 def both(request, tmp_path_factory):
-    "The folder of one process, and that of two."
+    "The folder of one process, and that of two. A student in parts has a stock tower, so the one process has it, too."
     from together import train
     alone, two = (tmp_path_factory.mktemp(n) for n in ('alone', 'two'))
-    request.param(two), train(alone)
+    request.param(two)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('qponder.model.in_parts', lambda: request.param is zero3)
+        train(alone)
     return alone, two
 
 
