@@ -659,7 +659,7 @@ class Answers:
         path: Path, # traces.jsonl; may be missing
         trial: Trial | None = None, # told of new answers; None: one that never ends
         kind: type[Record] = Record, # or a class derived from it
-        before: Iterable[Path] = (), # such files of other settings; an answer in them is as good as one here
+        before: Sequence[Path] = (), # such files of other settings; an answer in them is as good as one here
     ):
         for p in (path, *before): mend(p)
         self.path, self.known = path, {r.id: r for r in load_records(path, kind)} if path.exists() else {}

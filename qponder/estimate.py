@@ -26,6 +26,7 @@ from fastcore.basics import patch
 
 from .expert import expert_prompt, fill
 from .fast import checkpoint, read_parts
+from .objectives import mixed
 from .processes import shared, shared_groups
 from .run import Settings
 from .scale import QPonderError, check_range
@@ -390,7 +391,7 @@ def rows_read(
     s, d = settings.stages['sft'], settings.stages['distill']
     n, rated = (plan.photos * (d.views + k) for k in (d.spoiled, d.spoiled * s.spoiled_scores))
     if s.mix is None: return n, rated / s.score_only_every if s.score_only_every else 0.
-    return tuple(n * part / max(s.mix, 1 - s.mix) for part in (1 - s.mix, s.mix))
+    return tuple(map(len, mixed(round(n), s.mix)))
 
 # %% ../nbs/13b_estimate.ipynb #b9978ff6
 def sft_part(
@@ -469,7 +470,7 @@ def estimate(
     "Memory, tokens, hours and price of distillation and the trainings; evaluation and validations come on top"
     size = find_size(settings.common.student)
     said = lengths(size, plan, settings)
-    parts = (sft_part, grpo_part)[:2 if settings.stages['grpo'].steps else 1]
+    parts = (sft_part, grpo_part) if settings.stages['grpo'].steps else (sft_part,)
     trained = (part(size, said, plan, settings) for part in parts)
     return Estimate(settings.common.student, size, plan, said, (teacher_part(said, plan, settings), *trained))
 

@@ -1,20 +1,15 @@
 "Several processes: they wait for each other's files, and their update is that of one."
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launch import ENV, ROOT, gloo, zero3
 from safetensors.torch import load_file
 
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
 from qponder.sft import read_log
-
-ROOT = Path(__file__).resolve().parents[1]
-PATHS = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-ENV = os.environ | {'PYTHONPATH': PATHS, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 @pytest.mark.parametrize('world', [1, 2, 4, 8, 16])
@@ -32,31 +27,14 @@ def test_a_launcher_says_the_place():
     assert place({'RANK': '3', 'WORLD_SIZE': '4'}) == Place(3, 4, 4) and place({}) == Place()
 
 
-def launched(folder, *launcher):
-    "What two processes leave in a folder."
-    done = subprocess.run([sys.executable, '-m', *launcher, str(ROOT/'tests'/'together.py'), str(folder)], env=ENV,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
-
-
-def gloo(folder): return launched(folder, 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
-
-
-def zero3(folder):
-    "Two CPUs that share one student."
-    pytest.importorskip('deepspeed', reason='needs `pip install deepspeed`, a C++ compiler and ninja')
-    layout = (ROOT/'qponder'/'configs'/'zero3-8.yaml').read_text()
-    (folder/'two.yaml').write_text(layout.replace('num_processes: 8', 'num_processes: 2').replace('bf16', '"no"'))
-    return launched(folder, 'accelerate.commands.launch', '--config_file', str(folder/'two.yaml'))
-
-
 @pytest.fixture(scope='module', params=[gloo, pytest.param(zero3, marks=pytest.mark.slow)])
 def both(request, tmp_path_factory):
     "The folder of one process, and that of two. A student in parts has a stock tower, so the one process has it, too."
     from together import train
     alone, two = (tmp_path_factory.mktemp(n) for n in ('alone', 'two'))
-    request.param(two)
+    command = [*request.param(two), str(ROOT/'tests'/'together.py'), str(two)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('qponder.model.in_parts', lambda: request.param is zero3)
         train(alone)

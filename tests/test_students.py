@@ -1,17 +1,15 @@
 "Every architecture that TRL trains goes the whole way; adapters are kept; a training goes on as if never stopped."
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from launch import ENV, ROOT, zero3
 from safetensors.torch import load_file
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -62,24 +60,6 @@ grpo_group_size = 4
 grpo_prompts_per_step = 4
 grpo_learning_rate = 1e-4
 grpo_max_completion_length = 48
-"""
-
-IN_PARTS = """
-import os
-import sys
-
-import deepspeed
-
-from qponder.cli import main
-from qponder.sft import Validate
-
-deepspeed.init_distributed('gloo')
-look = Validate.on_step_end
-def stop(self, args, state, control, **kwargs):
-    if os.environ['STOP_AT'] == str(state.global_step): os._exit(1)
-    look(self, args, state, control, **kwargs)
-Validate.on_step_end = stop
-sys.exit(main())
 """
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning')
@@ -140,18 +120,12 @@ def test_the_papers_preset_with_an_adapter_from_photos_to_the_table(mine):
 @pytest.mark.slow
 def test_in_parts_over_two_processes_and_stopped_twice_as_if_never_stopped(mine):
     "ZeRO-3 on CPUs, where accelerate does not have DeepSpeed's processes meet, so the script does."
-    pytest.importorskip('deepspeed', reason='needs `pip install deepspeed`, a C++ compiler and ninja')
-    (mine/'go.py').write_text(IN_PARTS)
-    layout = (files('qponder')/'configs'/'zero3-8.yaml').read_text()
-    (mine/'two.yaml').write_text(layout.replace('num_processes: 8', 'num_processes: 2').replace('bf16', '"no"'))
     keys = dict(student_lora_rank=0, sft_epochs=5, sft_save_every=4, sft_eval_every=100, grpo_steps=4,
                 grpo_save_every=2, grpo_eval_every=100)
-    command = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', 'two.yaml', 'go.py', 'run',
-               '--preset', 'tiny', *(w for k, v in keys.items() for w in ('--set', f'{k}={v}'))]
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')])
+    command = [*zero3(mine), str(ROOT/'tests'/'halting.py'), 'run', '--preset', 'tiny',
+               *(w for k, v in keys.items() for w in ('--set', f'{k}={v}'))]
     def launch(name, stop=''):
-        env = os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', STOP_AT=stop)
-        done = subprocess.run([*command, '--name', name], env=env, capture_output=True, text=True)
+        done = subprocess.run([*command, '--name', name], env=ENV | {'STOP_AT': stop}, capture_output=True, text=True)
         assert (done.returncode == 0) == (not stop), done.stderr[-3000:]
         return done.stdout
     launch('whole')

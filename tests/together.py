@@ -1,8 +1,8 @@
 "What each of several processes does: a cold start and GRPO of a miniature whose answers are given; see test_processes."
-import os
 import sys
 from pathlib import Path
 
+from launch import meet
 from trl import GRPOTrainer
 
 from qponder import grpo as page
@@ -43,7 +43,5 @@ def train(folder):
 
 
 if __name__ == '__main__':
-    if 'ACCELERATE_USE_DEEPSPEED' in os.environ:
-        import deepspeed
-        deepspeed.init_distributed('gloo') # which accelerate does on GPUs alone
+    meet()
     train(Path(sys.argv[1]))
