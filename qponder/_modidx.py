@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.adapt.eight_photos': ('adapt.html#eight_photos', 'qponder/adapt.py'),
                                'qponder.adapt.expected_scores': ('adapt.html#expected_scores', 'qponder/adapt.py'),
                                'qponder.adapt.four_bits': ('adapt.html#four_bits', 'qponder/adapt.py'),
+                               'qponder.adapt.gathered': ('adapt.html#gathered', 'qponder/adapt.py'),
                                'qponder.adapt.keep_unpacked': ('adapt.html#keep_unpacked', 'qponder/adapt.py'),
                                'qponder.adapt.learning_matrices': ('adapt.html#learning_matrices', 'qponder/adapt.py'),
                                'qponder.adapt.limit_pixels': ('adapt.html#limit_pixels', 'qponder/adapt.py'),

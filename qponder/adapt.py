@@ -12,8 +12,8 @@ loaded again, has rated eight photos, and differs from its beginning."""
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'StudentSettings', 'limit_pixels', 'tower_weights', 'set_tower', 'learning_matrices', 'adapter_config',
-           'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'save_trained', 'score_chances', 'expected_scores',
-           'eight_photos', 'compare_saved', 'check_saved']
+           'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'gathered', 'save_trained', 'score_chances',
+           'expected_scores', 'eight_photos', 'compare_saved', 'check_saved']
 
 # %% ../nbs/06b_adapt.ipynb #1d86869d
 import json
@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from .data import load_sample
 from .fast import SCORES
@@ -113,10 +113,11 @@ def adapter_config(
     model: nn.Module, # of a student
     settings: StudentSettings, # rank, scale, and whether the tower learns
 ) -> LoraConfig | None: # None for full fine-tuning
-    "The adapter that a stock trainer shall train. Raises QPonderError where processes hold parts of the student"
+    "The adapter that a stock trainer shall train. Raises QPonderError for FSDP, and for four bits in parts"
     if not settings.lora_rank: return None
-    if in_parts(): raise QPonderError('student_lora_rank: an adapter is trained where each process holds the whole '
-                                      'student: launch with ddp-8.yaml, or set student_lora_rank = 0')
+    if in_parts(how=['FSDP']) or in_parts() and settings.quantise != 'none':
+        raise QPonderError('student_lora_rank: an adapter is trained where each process holds the whole student '
+                           '(ddp-8.yaml), or, without four bits, by ZeRO-3 (zero3-8.yaml)')
     names = learning_matrices(model, settings.tower)
     return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names)
 
@@ -162,6 +163,17 @@ def merge(
     if not getattr(student.model, 'is_quantized', False): return trained.merge_and_unload()
     return PeftModel.from_pretrained(trained.unload().dequantize(), adapter).merge_and_unload()
 
+# %% ../nbs/06b_adapt.ipynb #39151ff9
+def gathered(
+    trained: PeftModel, # of which each process holds a part
+    state: dict[str, torch.Tensor], # all its weights
+) -> PeftModel: # with all of them, in float32
+    "Bring a student and its adapter together in one process"
+    model = AutoModelForImageTextToText.from_config(trained.get_base_model().config, dtype=torch.float32)
+    whole = get_peft_model(model, trained.peft_config[trained.active_adapter])
+    whole.load_state_dict(state)
+    return whole
+
 # %% ../nbs/06b_adapt.ipynb #421c4c59
 def save_trained(
     student: Student, # what was trained; an adapter is merged into it
@@ -172,6 +184,7 @@ def save_trained(
     "Save what a training has made"
     out = Path(out)
     if isinstance(trained, PeftModel):
+        if state: trained, state = gathered(trained, state), None
         trained.save_pretrained(out / 'adapter')
         student.model = merge(student, trained, out / 'adapter')
     return save_student(student, out / 'model', state)

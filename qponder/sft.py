@@ -454,9 +454,9 @@ def keep_trained(
     "Save a student that one process holds, or several in parts."
     split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if split else None
+    unset_hf_deepspeed_config()
     if is_first(): save_trained(student, trainer.model, out, state)
     trainer.accelerator.wait_for_everyone()
-    unset_hf_deepspeed_config()
     return Path(out) / 'model'
 
 # %% ../nbs/08_sft.ipynb #8d53f9e1
