@@ -27,7 +27,7 @@ def rate_spoiled(rater: Rater, path: Path, side: int) -> list[dict]:
     rows = []
     for i in range(0, len(asked), 19):
         some = asked[i:i + 19]
-        ratings = rater.rate_images([degrade(photo, k, s) for k, s in some], [f'{path.name} {k} {s}' for k, s in some])
+        ratings = rater.rate_sights([rater.look(degrade(photo, k, s), f'{path.name} {k} {s}') for k, s in some])
         rows += [dict(photo=path.name, kind=k, severity=s, score=r.score, expected=r.expected, status=r.status,
                       named=DEGRADATIONS[k].fault in claims(r.reasoning).faults, reasoning=r.reasoning)
                  for (k, s), r in zip(some, ratings)]

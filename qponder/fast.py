@@ -13,12 +13,12 @@ page shows."""
 
 # %% auto #0
 __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_memory', 'differs', 'read_parts', 'unlike_nano',
-           'is_nano', 'policy_of', 'check_policy', 'to_pixels', 'rename_attention', 'weight_name', 'read_weights',
-           'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower', 'fit_places', 'turn',
-           'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout', 'load_nano',
-           'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place', 'other_words', 'expect',
-           'Verdict', 'verdict_of', 'verdict_place', 'expect_level', 'asked_as', 'reads_levels', 'question',
-           'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
+           'is_nano', 'policy_of', 'check_policy', 'fit', 'to_pixels', 'rename_attention', 'weight_name',
+           'read_weights', 'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower',
+           'fit_places', 'turn', 'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout',
+           'load_nano', 'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place',
+           'other_words', 'expect', 'Verdict', 'verdict_of', 'verdict_place', 'expect_level', 'asked_as',
+           'reads_levels', 'question', 'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
 # %% ../nbs/05a_fast.ipynb #7f8ffa2a
 import ctypes, json, sys
@@ -140,14 +140,21 @@ def check_policy(
     raise QPonderError(f'{stored}: the checkpoint was trained with {({k: policy.get(k) for k in differ})}, but its '
         f'processor follows {({k: follows.get(k) for k in differ})}. Restore the processor\'s files.')
 
+# %% ../nbs/05a_fast.ipynb #0790555a
+def fit(
+    image: Image.Image, # RGB
+    pixels: dict, # the configuration of nano's image processor
+) -> Image.Image: # the same photo
+    "Bring a photo to the size that the image policy wants."
+    return image.resize((pixels['size']['width'], pixels['size']['height']), pixels['resample'])
+
 # %% ../nbs/05a_fast.ipynb #14f9d7f2
 def to_pixels(
     images: Sequence[Image.Image], # RGB
     pixels: dict, # the configuration of nano's image processor
 ) -> torch.Tensor: # (photos, 3, height, width)
     "Photos as the image policy wants them."
-    size = pixels['size']['width'], pixels['size']['height']
-    with ThreadPoolExecutor() as pool: small = list(pool.map(lambda im: im.resize(size, pixels['resample']), images))
+    with ThreadPoolExecutor() as pool: small = list(pool.map(partial(fit, pixels=pixels), images))
     shown = torch.from_numpy(np.stack([np.asarray(im) for im in small])).permute(0, 3, 1, 2).contiguous()
     mean, std = (torch.tensor(pixels[k])[:, None, None] for k in ('image_mean', 'image_std'))
     return (shown * pixels['rescale_factor'] - mean) / std
