@@ -61,10 +61,11 @@ def checkpoint(
 
 # %% ../nbs/05a_fast.ipynb #c0694bcf
 def keep_memory() -> bool: # whether the C library took the advice
-    "Tell glibc to reuse freed memory instead of returning it to the kernel; does nothing elsewhere."
+    "Tell glibc to reuse freed memory, whichever thread freed it, and not to return it; does nothing elsewhere."
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
-    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8
+    advice = (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)
+    return bool(mallopt) and all(mallopt(*a) for a in advice)
 
 # %% ../nbs/05a_fast.ipynb #474b1ab2
 NANO = dict(model_type='llava', projector_hidden_act='gelu', multimodal_projector_bias=True,
@@ -586,7 +587,8 @@ def question(
     at = ids.index(nano.parts['config']['image_token_index'])
     text = nano.net.language_model.embed_tokens(torch.tensor(ids))
     before, after = (part.expand(len(images), -1, -1) for part in (text[:at], text[at + 1:]))
-    return torch.cat([before, nano.net(to_pixels(images, nano.pixels)), after], 1)
+    shown = [nano.net(few) for few in to_pixels(images, nano.pixels).split(4)] # more at once take memory, and no less time
+    return torch.cat([before, torch.cat(shown), after], 1)
 
 # %% ../nbs/05a_fast.ipynb #6811d4c2
 def score_next(

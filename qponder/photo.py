@@ -72,7 +72,8 @@ def open_image(
         with Image.open(path) as image:
             if reason := why_not(image): raise ImageError(f'{name}: {reason}')
             if least: image.draft(None, (least, least))
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except ImageError: raise
     except FileNotFoundError as e: raise ImageError(f'{name}: no such file; correct the path or remove it') from e
     except (IsADirectoryError, PermissionError) as e:

@@ -151,12 +151,11 @@ def ask(self: Rater,
 
 # %% ../nbs/11_rate.ipynb #2c3987a3
 def in_small(
-    image: Image.Image, # RGB, stays as it is
+    image: Image.Image, # RGB
 ) -> Image.Image: # 220 pixels at most
     "A photo to look at beside its rating"
-    small = image.copy()
-    small.thumbnail((220, 220))
-    return small
+    share = min(1, 220 / max(image.size))
+    return image.resize([max(1, round(n * share)) for n in image.size], reducing_gap=2)
 
 # %% ../nbs/11_rate.ipynb #6ce8e254
 @dataclass(frozen=True)
