@@ -20,7 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import isqrt
+from math import isfinite, isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -220,6 +220,8 @@ def compare_saved(
     tolerance: float = TOLERANCE['none'], # between adapter and merged model, points on 1-5
 ) -> dict[str, float]: # largest differences, in points
     "Raise QPonderError if what was saved rates like the base, or if the merged model does not rate like the adapter"
+    if not all(isfinite(s) for rated in scores.values() for s in rated):
+        raise QPonderError('what was saved rates with no number (NaN): its training diverged; lower the learning rate')
     gap = lambda a, b: max(abs(x - y) for x, y in zip(scores[a], scores[b], strict=True))
     gaps = {f'{part} from base': gap(part, 'base') for part in ('adapter', 'model') if part in scores}
     if same := [name for name, size in gaps.items() if not size]:

@@ -13,6 +13,7 @@ __all__ = ['CARDS', 'COLUMNS', 'KNOWN', 'DatasetCard', 'make_rows', 'load_sample
            'leaks', 'keep_together', 'examine', 'declare', 'check_csv', 'load_csv', 'load_data', 'at_size', 'same_size']
 
 # %% ../nbs/02_data.ipynb #398eda60
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -336,13 +337,14 @@ def at_size(
     side: int, # pixels
     folder: str | Path, # where the copy goes, as PNG
 ) -> str: # the photo's own path if it is `side` x `side`, else that of its copy
-    "A photo squeezed to a square by Lanczos. A copy that is there already is not made again"
-    copy = Path(folder) / f'{sha256(str(path).encode()).hexdigest()[:8]}-{Path(path).stem}.png'
+    "A photo squeezed to a square by Lanczos. A copy of the same file in that size is not made again"
+    mark = sha256(f'{path} {side} {os.stat(path).st_mtime_ns}'.encode()).hexdigest()[:12]
+    copy = Path(folder) / f'{mark}-{Path(path).stem}.png'
     if copy.exists(): return str(copy)
     image = open_image(path)
     if image.size == (side, side): return str(path)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    part = copy.with_suffix('.part')
+    part = copy.with_suffix(f'.{os.getpid()}') # several processes may be at it
     image.resize((side, side), Image.Resampling.LANCZOS).save(part, 'PNG', compress_level=1)
     return str(part.rename(copy))
 

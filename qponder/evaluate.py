@@ -220,10 +220,10 @@ def read_predictions(
     path: str | Path, # predictions.jsonl
 ) -> list[Prediction]: # in the order of the file
     "Read stored predictions; `QPonderError` naming the line that is none"
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
+    try: lines = Path(path).read_text(encoding='utf-8').removesuffix('\n').split('\n')
     except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); run `evaluate` first') from e
     known, out = {f.name for f in fields(Prediction)}, []
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(lines if any(lines) else (), 1):
         try: out.append(Prediction(**{k: v for k, v in json.loads(line).items() if k in known}))
         except (ValueError, TypeError, AttributeError) as e:
             raise QPonderError(f'{path}, line {i}: not a prediction ({e}); delete the line and run again') from e
@@ -237,7 +237,7 @@ def store(
     "Append predictions; `QPonderError` when there is no room or no right to"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'a', encoding='utf-8') as f:
+        with open(path, 'a', encoding='utf-8', errors='backslashreplace') as f:
             for p in predictions: f.write(json.dumps(asdict(p), ensure_ascii=False) + '\n')
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '

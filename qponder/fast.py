@@ -587,7 +587,7 @@ def question(
     at = ids.index(nano.parts['config']['image_token_index'])
     text = nano.net.language_model.embed_tokens(torch.tensor(ids))
     before, after = (part.expand(len(images), -1, -1) for part in (text[:at], text[at + 1:]))
-    shown = [nano.net(few) for few in to_pixels(images, nano.pixels).split(4)] # more at once take memory, and no less time
+    shown = [nano.net(few) for few in to_pixels(images, nano.pixels).split(4)] # more take memory, and no less time
     return torch.cat([before, torch.cat(shown), after], 1)
 
 # %% ../nbs/05a_fast.ipynb #6811d4c2

@@ -13,9 +13,9 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 __all__ = ['TAGS', 'CONTROL', 'CHAT', 'ImagePolicy', 'image_processor', 'by_pil', 'read_policy', 'read_onnx_tower', 'tensor_hash',
            'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of', 'SharedPrompts',
            'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config', 'Student',
-           'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'read_generation', 'ScoreNext',
-           'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'generate', 'no_bars',
-           'save_student', 'load_student', 'best_device', 'release']
+           'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'end_tokens', 'read_generation',
+           'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'generate',
+           'no_bars', 'save_student', 'load_student', 'best_device', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -413,14 +413,22 @@ def reread(
     return torch.stack([row[:, e - 1] for row, e in zip(logits.unflatten(0, (-1, words)), end)])
 
 # %% ../nbs/06_model.ipynb #fa32f366
+def end_tokens(
+    student: Student, # who answers
+) -> set[int]:
+    "What ends an answer: one token, or any of several."
+    ends = student.model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else {*(ends or [student.processor.tokenizer.eos_token_id])}
+
+# %% ../nbs/06_model.ipynb #df5807db
 def read_generation(
     student: Student, # who answered
     tokens: list[int], # its new tokens, padding included
     expected: float | None = None, # from `expect`
 ) -> Generation:
     "One answer as text."
-    tokenizer = student.processor.tokenizer
-    return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokenizer.eos_token_id in tokens, expected)
+    text = student.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    return Generation(text, not end_tokens(student).isdisjoint(tokens), expected)
 
 # %% ../nbs/06_model.ipynb #41000130
 class ScoreNext(LogitsProcessor):
@@ -471,7 +479,7 @@ def score_place(
 ) -> int | None: # None where none of `SCORES` was written with one decimal
     "Where the score of an answer begins."
     words = student.processor.tokenizer
-    score = parse(words.decode(tokens, skip_special_tokens=True), words.eos_token_id in tokens).score
+    score = parse(words.decode(tokens, skip_special_tokens=True), not end_tokens(student).isdisjoint(tokens)).score
     if score not in SCORES: return None
     want = score_spelling(words)[1][SCORES.index(score)].tolist()
     places = [i for i in range(len(tokens)) if tokens[i:i + len(want)] == want]

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from sklearn.linear_model import Ridge
 from torch.func import functional_call
 from transformers import TrainerCallback
 
+from .chinese import gloss
 from .consistency import Answer
 from .distill import Request, Unanswered
 from .kernels import kernel
@@ -43,7 +45,7 @@ def only_words(
     text: str, # reasoning
 ) -> str: # lower case
     "A text without its numbers"
-    return strip_numbers(text).lower()
+    return gloss(strip_numbers(text)).lower()
 
 # %% ../nbs/07c_readers.ipynb #1bd3f73f
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ class Reference(TrainerCallback):
         every: int = 10, # steps between updates
     ):
         self.model, self.decay, self.every = model, decay, every
-        self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]: # by name; copied when they are first read
+        return {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every: return

@@ -14,8 +14,8 @@ Every part lies in [0,1], the same answers always earn the same, and an answer t
 
 # %% auto #0
 __all__ = ['PARTS', 'check_rewards', 'RewardSettings', 'normalised', 'own_parts', 'RewardParts', 'reward', 'completion_text',
-           'read_faults', 'Rollouts', 'read_rollouts', 'shown', 'paid_marks', 'paid_reading', 'paid', 'trl_rewards',
-           'add_up', 'check_needs']
+           'read_faults', 'Rollouts', 'read_rollouts', 'shown', 'paid_marks', 'fill_marks', 'paid_reading', 'paid',
+           'trl_rewards', 'add_up', 'check_needs']
 
 # %% ../nbs/07e_reward.ipynb #299435ad
 import json
@@ -25,6 +25,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from .chinese import units
 from .consistency import Answer, Consistency, all_right, care, consistency, damage_reward, gated
 from .consistency import aspect_agreement  # noqa: F401 (older pages look for it here)
 from .guards import certainty, length_guard, repeats_guard
@@ -135,7 +136,7 @@ def reward(
     parts = dict(format=format_reward(text, mode), accuracy=accuracy,
         consistency=gated(agreement, accuracy, settings.gate),
         damage=damage_reward(claims(said), damage) if said and damage else 0.,
-        length=length_guard(len(words.split()), settings.min_words, settings.max_words) if said else 0.,
+        length=length_guard(len(units(words)), settings.min_words, settings.max_words) if said else 0.,
         repeats=repeats_guard(words) if said else 0.)
     total = sum(w * parts[p] for p, w in normalised(settings, own_parts(settings)).items())
     return RewardParts(**parts, total=min(1.0, total), agreement=agreement, level=level, aspects=aspects)
@@ -215,6 +216,15 @@ def paid_marks(
     if settings.consistency == 'difference': return [*map(all_right, np.nan_to_num(marks).tolist(), accuracy, form)]
     return [gated(m, a, settings.gate) for m, a in zip(marks, accuracy)]
 
+# %% ../nbs/07e_reward.ipynb #ef8830b3
+def fill_marks(
+    marks: Sequence[float | None], # (n,) None where there is none
+    photos: Sequence[str], # (n,) which photo each belongs to
+) -> list[float | None]: # (n,) None where nobody of a photo has one
+    "Give an answer that was not marked the mean of the other answers to its photo, so that it neither gains nor loses."
+    known = {p: [m for m, q in zip(marks, photos) if q == p and m is not None] for p in photos}
+    return [float(np.mean(known[p])) if m is None and known[p] else m for m, p in zip(marks, photos)]
+
 # %% ../nbs/07e_reward.ipynb #fe2322b4
 def paid_reading(
     batch: Rollouts, # the answers
@@ -223,8 +233,8 @@ def paid_reading(
 ) -> list[float | None]: # in [0,1]; 0 for an unreadable answer, None where no reasons were asked for or no mark given
     "The consistency part, read by somebody else"
     answers = shown(batch)
-    given = dict(zip(answers, reader([*answers.values()]), strict=True)) if answers else {}
-    marks = [given.get(i) for i in range(len(batch.read))]
+    given = fill_marks(reader([*answers.values()]), [batch.photos[i] for i in answers]) if answers else []
+    marks = [dict(zip(answers, given, strict=True)).get(i) for i in range(len(batch.read))]
     paid = paid_marks([float('nan') if m is None else m for m in marks], batch, settings)
     due = [asked and not (i in answers and marks[i] is None) for i, asked in enumerate(batch.reasons)]
     return [(v if i in answers else 0.) if d else None for i, (v, d) in enumerate(zip(paid, due))]

@@ -111,10 +111,11 @@ def look(
     "What the judge sees in each photo."
     judge.eval()
     seen, truth = [], []
+    place = judge.mean.device
     for i in range(0, len(rows), batch):
         some = rows[i:i + batch]
-        with torch.autocast('cpu', torch.bfloat16, enabled=fast_bf16()):
-            seen.append(judge.features(torch.stack(some['pixel_values'])).float())
+        with torch.autocast(place.type, torch.bfloat16, enabled=place.type == 'cuda' or fast_bf16()):
+            seen.append(judge.features(torch.stack(some['pixel_values']).to(place)).float().cpu())
         truth += some['labels']
     return torch.cat(seen).numpy(), np.array(truth)
 
@@ -171,7 +172,7 @@ class WatchJudge(TrainerCallback):
         "Log one."
         if self.rows is None: return
         seen, truth = look(self.judge, self.rows)
-        judged = self.judge.linear(torch.tensor(seen))[:, 0]
+        judged = self.judge.linear(torch.tensor(seen, device=self.judge.mean.device))[:, 0].cpu()
         self.judge.train()
         self.log.write(step, {'val_srcc': float(spearmanr(judged, truth)[0])})
 
@@ -310,6 +311,7 @@ def see(
             train_dataset=given(rows, vary=True), optimizers=(two_rates(judge, settings), None))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest)
+        judge.cpu()
         if settings.ridge_after:
             appoint(judge, given(rows), settings.ridge_after)
             watch.write(trainer.state.global_step)

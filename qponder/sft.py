@@ -212,7 +212,8 @@ def trace_loss(
         at = (torch.isin(labels, tokens) & ~scores[rows].isnan()).nonzero()[:, 0]
         terms = score_terms(logits[at][:, tokens], scores[rows[at]], grid, sigma)
         if words is ids and rank_weight:
-            terms = terms + rank_weight * rank_terms(logits[at][:, tokens], scores[rows[at]], grid, torch.tensor(ranks))
+            places = torch.tensor(ranks, device=grid.device)
+            terms = terms + rank_weight * rank_terms(logits[at][:, tokens], scores[rows[at]], grid, places)
         total = total + weight * terms.sum()
     return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
 

@@ -143,6 +143,8 @@ def well_formed(
 # %% ../nbs/01_trace.ipynb #acafec28
 _NUMBER_WORDS = frozenset('zero two three four five six seven eight nine ten'.split())
 _WORD = re.compile(rf'[^\W{HAN}]+(?:[.,/:][^\W{HAN}]+)*%?')
+_CHINESE_SCORE = re.compile('[零一二两三四五](?:点[零一二三四五六七八九]+)?(?:分(?![法之])|颗?星)'
+                            '|[零一二三四五]点[零一二三四五六七八九]+')
 
 # %% ../nbs/01_trace.ipynb #ccc7ac45
 def strip_numbers(
@@ -152,7 +154,7 @@ def strip_numbers(
     def keep(word: re.Match) -> str:
         number = word[0].lower() in _NUMBER_WORDS or any(unicodedata.category(c)[0] == 'N' for c in word[0])
         return '' if number else word[0]
-    return re.sub(r'  +', ' ', _WORD.sub(keep, text)).strip()
+    return re.sub(r'  +', ' ', _WORD.sub(keep, _CHINESE_SCORE.sub('', text))).strip()
 
 # %% ../nbs/01_trace.ipynb #cad41039
 ASPECTS = ('sharpness', 'noise', 'compression', 'exposure', 'contrast', 'colour')
