@@ -56,8 +56,9 @@ def checkpoint(
     "Where a student's files are. Raises QPonderError for a name that can be none of the three."
     folder = ASSETS / name if (ASSETS / name).is_dir() else Path(name)
     if folder.is_dir() or len(folder.parts) == 2: return folder
+    made = folder.parent.name == 'cold-start' and f'; `qponder sft --preset {folder.parts[-3]}` makes it' or ''
     raise QPonderError(f'{name}: no such student ships with qponder ({", ".join(shipped())} do), '
-                       'and no such folder is here')
+                       f'and no such folder is here{made}')
 
 # %% ../nbs/05a_fast.ipynb #c0694bcf
 def keep_memory() -> bool: # whether the C library took the advice

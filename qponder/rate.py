@@ -54,7 +54,7 @@ def headline(
     rating: Rating, # with or without a score
 ) -> str: # such as '3.4 of 5, good'
     "Score and level, or why there is none"
-    if rating.score is None: return f'no score ({rating.error or rating.status})'
+    if rating.score is None: return f'no score ({rating.error.removeprefix(f"{rating.path}: ") or rating.status})'
     return f'{rating.score:.1f} of {HIGH:g}, {rating.level}'
 
 # %% ../nbs/11_rate.ipynb #5b4ee7b0
@@ -230,7 +230,7 @@ def rate_many(
         yield from rate_seen(rater, seen, reasons)
 
 # %% ../nbs/11_rate.ipynb #584d5888
-PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2'.split())
+PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2 .avif'.split())
 
 # %% ../nbs/11_rate.ipynb #0e53d324
 def find_photos(

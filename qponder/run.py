@@ -9,7 +9,8 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
            'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage',
-           'evaluate_stage', 'check_student', 'check_rewards_of', 'check_objective_of', 'without_grpo', 'run_stages']
+           'evaluate_stage', 'check_student', 'check_rewards_of', 'check_layout_of', 'check_objective_of',
+           'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -55,11 +56,14 @@ def read_ini(
 ) -> dict[str, dict[str, Entry]]: # section -> key -> line
     "The lines of each section; `QPonderError` for a file that is missing or not in INI form"
     parser = ConfigParser(default_section='', interpolation=None, inline_comment_prefixes=('#',))
-    try: parser.read_string(Path(path).read_text(encoding='utf-8'), source=str(path))
+    try: parser.read_string(Path(path).read_text(encoding='utf-8-sig'), source=str(path))
     except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); `qponder init` writes one') from e
     except (IniError, UnicodeDecodeError) as e:
         raise QPonderError(f'{path}: not a settings file: {" ".join(str(e).split())}') from e
-    return {s: {k: Entry(k, v, f'{path} [{s}]') for k, v in parser.items(s)} for s in parser.sections()}
+    found = {s: {k: Entry(k, v, f'{path} [{s}]') for k, v in parser.items(s)} for s in parser.sections()}
+    for entry in (e for lines in found.values() for e in lines.values() if '\n' in e.text):
+        raise entry.error('the next line is indented and so belongs to this one; begin it at the margin')
+    return found
 
 # %% ../nbs/13_run.ipynb #8228d61f
 def lineage(
@@ -71,7 +75,8 @@ def lineage(
     there, names = [s for s in sections if s != 'DEFAULT'], [preset]
     while names[0] != 'DEFAULT':
         if names[0] not in there:
-            raise QPonderError(f'{file}: there is no preset [{names[0]}]; there is {", ".join(there) or "none"}')
+            lacks = f'there is no preset [{names[0]}]; there is {", ".join(there) or "none"}'
+            raise sections[names[1]]['inherits'].error(lacks) if names[1:] else QPonderError(f'{file}: {lacks}')
         parent = sections[names[0]].get('inherits')
         if parent and parent.text in names: raise parent.error('inherits from itself; name another preset')
         names.insert(0, parent.text if parent else 'DEFAULT')
@@ -291,11 +296,13 @@ def cut_parts(
 
 # %% ../nbs/13_run.ipynb #c51261cd
 def hash_parts(
-    **parts: Any, # name -> rows with `path` and `score`
+    **parts: Any, # name -> rows with `path`, `score` and `std`
 ) -> str: # 16 hex digits
-    "One hash of all photos, their scores, and the part each belongs to"
-    closed = [(name, r) for name, part in parts.items() for r in part.select_columns(['path', 'score'])]
-    return sha(''.join(f'{name} {r["score"]} {sha(Path(r["path"]))}\n' for name, r in closed))
+    "One hash of all photos, their scores and spreads, and the part each belongs to"
+    def line(name: str, row: dict) -> str:
+        spread = '' if row['std'] is None else f' {row["std"]}'
+        return f'{name} {row["score"]}{spread} {sha(Path(row["path"]))}\n'
+    return sha(''.join(line(n, r) for n, part in parts.items() for r in part.select_columns(['path', 'score', 'std'])))
 
 # %% ../nbs/13_run.ipynb #ff6ca5a0
 def load_parts(
@@ -653,8 +660,6 @@ def cold_start_stage(
     from qponder.sft import cold_start
     name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
     student = load_trainee(name, stages['student'])
-    if stages['see'].epochs and place().world > 1: raise QPonderError('see_epochs trains the tower of a small student, '
-        'which is the work of one process: give the command without a launcher')
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
     cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
     del student
@@ -710,20 +715,41 @@ def check_student(
     source = checkpoint(name)
     try: AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as e:
-        raise QPonderError(f'student = {name}: there is no such model here, nor can it be fetched; give a name that '
-                           'ships with qponder, a folder, or a hub id while online') from e
+        why = 'its config.json is missing or damaged' if source.is_dir() else 'it is not here, nor can it be fetched'
+        raise QPonderError(f'student = {name}: {why}; give a name that ships with qponder, a folder with a model, '
+                           'or a hub id while online') from e
 
 # %% ../nbs/13_run.ipynb #5baea205
 def check_rewards_of(
     run: Run, # settings and photos
 ) -> None:
-    "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage"
+    "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage, a whole student"
+    from qponder.adapt import check_adapter
+    from qponder.grpo import check_reader, vllm_arguments
+    from qponder.processes import shared_groups
     from qponder.reward import check_needs
     stages, train = run.settings.stages, run.parts.train
+    g, world = stages['grpo'], place().world
     if (judge := run.judge) and not (run.folder / 'grpo' / 'manifest.json').is_file(): judge.knock()
+    vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
+    shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, world)
     try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
-                stages['grpo'].prompts_per_step // place().world, stages['grpo'].scale_rewards)
+                     g.prompts_per_step // world, g.scale_rewards)
     except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
+
+# %% ../nbs/13_run.ipynb #7d40cc9e
+def check_layout_of(
+    run: Run, # settings
+) -> None:
+    "`QPonderError` for a cold start that these processes, or this machine, cannot give, unless it is finished"
+    if (run.folder / 'cold-start' / 'manifest.json').is_file(): return
+    from qponder.adapt import check_adapter, four_bits
+    from qponder.processes import shared
+    sft, how, world = run.settings.stages['sft'], run.settings.stages['student'], place().world
+    check_adapter(how), four_bits(how)
+    shared(sft.batch_size * sft.accumulate, sft.batch_size, world, 'sft_batch_size and sft_accumulate')
+    if run.settings.stages['see'].epochs and world > 1: raise QPonderError('see_epochs trains the tower of a small '
+        'student, which is the work of one process: give the command without a launcher')
 
 # %% ../nbs/13_run.ipynb #6fb98e65
 def check_objective_of(
@@ -757,7 +783,8 @@ def run_stages(
     "Run stages one after the other; finished ones are skipped, stopped ones go on"
     if getattr(run.settings.stages.get('grpo'), 'steps', 1) == 0: stages = without_grpo(stages)
     if any(s.name == 'distill' for s in stages): run.teacher
-    if any(s.work is cold_start_stage for s in stages): check_student(run), check_objective_of(run)
+    if any(s.work is cold_start_stage for s in stages):
+        for check in (check_student, check_layout_of, check_objective_of): check(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder
