@@ -27,6 +27,7 @@ from qponder.model import (encode, expect_spelt, generate, lengthen, load_studen
                            score_spelling)
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater
+from qponder.reward import RewardSettings
 from qponder.run import Run, check_stage, read_settings
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start, newest_checkpoint, sft_rows
@@ -103,6 +104,16 @@ def mine(tmp_path, monkeypatch):
     learned = replace(SFT, epochs=60, batch_size=2, learning_rate=.02, score_weight=0, claim_weight=0, save_every=1000)
     cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, tmp_path/'first', learned)
     return tmp_path
+
+
+def test_care_reads_with_a_slow_copy_of_the_adapter(mine):
+    rewards = RewardSettings(consistency='care', w_consistency=1, w_accuracy=1)
+    student, stops = load_trainee(mine/'first'/'model', SMALL), replace(GRPO, steps=2, max_completion_length=48, temperature=.5)
+    grpo(student, RECORDS, mine/'grpo', stops, rewards, how=SMALL)
+    copy = load_file(newest_checkpoint(mine/'grpo')/'reference.safetensors')
+    assert copy and all('lora' in name for name in copy)
+    log = [json.loads(line) for line in (mine/'grpo'/'log.jsonl').read_text().splitlines()]
+    assert any(r.get('rewards/consistency/mean', 0) > 0 for r in log)
 
 
 @pytest.mark.slow
