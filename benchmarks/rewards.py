@@ -37,7 +37,7 @@ LOGGED = ('reward', 'reward_std', 'frac_reward_zero_std', 'answers/abs_error', '
           'consistency/agreement', 'entropy')
 
 
-class Seen(torch.nn.Module):
+class SharedTower(torch.nn.Module):
     "A frozen tower that looks at each photo once, whichever student asks."
     def __init__(self, tower: torch.nn.Module):
         super().__init__()
@@ -63,7 +63,7 @@ def choose(common: Common, pool: int, photos: int, spare: bool) -> Parts:
 def rate(run: Run, folder: Path, model: str | Path, name: str, tower: list) -> None:
     "A student's predictions for the validation photos; `tower` holds the shared one after the first call."
     rater = Rater(model)
-    tower[:] = tower or [Seen(rater.nano.net.vision_tower)]
+    tower[:] = tower or [SharedTower(rater.nano.net.vision_tower)]
     rater.nano.net.vision_tower = tower[0]
     predict(None, run.parts.val, folder / 'predictions.jsonl', name, 'val', run.settings.stages['reward'],
             ask=lambda _, images: rater.ask(images))

@@ -311,11 +311,10 @@ def see(
             train_dataset=given(rows, vary=True), optimizers=(two_rates(judge, settings), None))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest)
-        judge.cpu()
         if settings.ridge_after:
-            appoint(judge, given(rows), settings.ridge_after)
+            appoint(judge.cpu(), given(rows), settings.ridge_after)
             watch.write(trainer.state.global_step)
         accuse(judge, spoiled_rows(rows, student, settings.spoiled, seed), settings.ridge)
         save_file(judge.state_dict(), done)
     judge.load_state_dict(load_file(done))
-    return hand_over(judge, student)
+    return hand_over(judge.cpu(), student)
