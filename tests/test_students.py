@@ -108,7 +108,8 @@ def mine(tmp_path, monkeypatch):
 
 def test_care_reads_with_a_slow_copy_of_the_adapter(mine):
     rewards = RewardSettings(consistency='care', w_consistency=1, w_accuracy=1)
-    student, stops = load_trainee(mine/'first'/'model', SMALL), replace(GRPO, steps=2, max_completion_length=48, temperature=.5)
+    student = load_trainee(mine/'first'/'model', SMALL)
+    stops = replace(GRPO, steps=2, max_completion_length=48, temperature=.5)
     grpo(student, RECORDS, mine/'grpo', stops, rewards, how=SMALL)
     copy = load_file(newest_checkpoint(mine/'grpo')/'reference.safetensors')
     assert copy and all('lora' in name for name in copy)
