@@ -11,7 +11,7 @@ fail, and then it says what to do about it."""
 
 # %% auto #0
 __all__ = ['ASKED', 'FLAGS', 'OPTIONAL', 'PAIRS', 'CHECKS', 'GPU', 'Machine', 'installed', 'wishes', 'graphics', 'fast_parts',
-           'look', 'Finding', 'extra_of', 'wanted', 'fits', 'pip', 'check_needs', 'check_companions', 'Pair',
+           'barred', 'look', 'Finding', 'extra_of', 'wanted', 'fits', 'pip', 'check_needs', 'check_companions', 'Pair',
            'check_pairs', 'check_twins', 'judge_gpu', 'no_gpu', 'check_devices', 'room', 'check_room', 'check_extras',
            'examine']
 
@@ -52,6 +52,7 @@ class Machine:
     bf16: bool = False # the CPU multiplies bfloat16 in hardware
     flags: tuple[str, ...] = () # environment variables that forbid the network
     wants: Mapping[str, tuple[str, ...]] = field(default_factory=dict) # package -> requirements, extras included
+    barred: str = '' # why no run can be kept there; '' if it can
 
 # %% ../nbs/13a_doctor.ipynb #b4182929
 def installed() -> dict[str, str]: # canonical name -> version
@@ -93,6 +94,14 @@ def fast_parts() -> tuple[bool, bool]: # Apple GPU, bfloat16 on the CPU
     except (ImportError, OSError): return False, False
     return torch.backends.mps.is_available(), fast_bf16()
 
+# %% ../nbs/13a_doctor.ipynb #ffff015a
+def barred(
+    there: Path, # where runs will be kept, or the nearest folder above that exists
+) -> str: # why not; '' if nothing is in the way
+    "What keeps a run from being written"
+    if not there.is_dir(): return f'{there} is a file'
+    return '' if os.access(there, os.W_OK | os.X_OK) else f'{there} may not be written to'
+
 # %% ../nbs/13a_doctor.ipynb #7606d27b
 def look(
     folder: str | Path = '.', # where runs will be kept
@@ -104,7 +113,7 @@ def look(
     return Machine(packages | ({'cuda': cuda} if gpus and cuda else {}), os.cpu_count() or 1,
         psutil.virtual_memory().available / 1e9, shutil.disk_usage(there).free / 1e9, gpus,
         shutil.which('nvidia-smi') is not None, mps, bf16,
-        tuple(f for f in FLAGS if os.environ.get(f, '').lower() in ('1', 'true', 'yes', 'on')), wishes())
+        tuple(f for f in FLAGS if os.environ.get(f, '').lower() in ('1', 'true', 'yes', 'on')), wishes(), barred(there))
 
 # %% ../nbs/13a_doctor.ipynb #fec8eb54
 @dataclass(frozen=True)
@@ -271,10 +280,11 @@ def room(
 # %% ../nbs/13a_doctor.ipynb #d1b635d4
 def check_room(
     machine: Machine, # this one
-) -> Iterator[Finding]: # memory, disk, network
-    "Is there room, and may one go out?"
+) -> Iterator[Finding]: # memory, disk, what bars the runs, network
+    "Is there room, may it be used, and may one go out?"
     yield room('memory', machine.memory, 2, 'end other programs')
     yield room('disk', machine.disk, 1, 'make room, or give --runs')
+    if machine.barred: yield Finding('runs', machine.barred, 'wrong', 'Give --runs another folder')
     if machine.flags: yield Finding('network', f'switched off by {", ".join(machine.flags)}', 'note',
                                     'Students and teachers must be folders; hub ids are looked for in the cache alone')
 

@@ -67,7 +67,8 @@ def test_the_script_is_installed():
     assert found == ['qponder.cli:main']
 
 
-WRONG = [], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check'], ['base', 'x.onnx', 'a.png']
+WRONG = ([], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check'], ['base', 'x.onnx', 'a.png'],
+         ['rate', 'a.jpg', '--score'], ['check', 'a.csv', '--hig', '9'], ['doctor', '--run', 'x'])
 
 
 @pytest.mark.parametrize('args', WRONG)
@@ -86,6 +87,13 @@ def test_wrong_usage_is_code_2(args):
     (['run', '--set', 'teacher=served'], ['model is not set', 'served_model']),
     (['sft', '--name', 'new'], ['cold-start needs distill/kept.jsonl', 'not finished']),
     (['report', '--name', 'none'], ['none', 'there is no run here']),
+    (['report', '--preset', 'nanoo'], ['there is no preset [nanoo]']),
+    (['sheet', '--preset', 'nanoo'], ['there is no preset [nanoo]']),
+    (['run', '--name', '..'], ['..: is no name for a folder in runs', '--name', '--runs']),
+    (['distill', '--name', 'a/b'], ['a/b: is no name', '--runs']), (['report', '--name', r'a\b'], ['is no name']),
+    (['pairs', '--set', 'teacher=served', '--set', 'served_model=m', '--margin', '-1'], ['--margin -1', 'from 0 to 4']),
+    (['pairs', '--margin', 'nan'], ['--margin nan', 'from 0 to 4']),
+    (['check', 'gone.csv'], ['gone.csv', 'No such file']),
     (['sheet', '--name', 'none'], ['none/distill/traces.jsonl', 'run `qponder distill` first']),
     (['run', '--set', 'distill_language=fr'], ['distill_language = fr', 'must be one of en, zh']),
 ])
@@ -182,6 +190,25 @@ def test_init_writes_and_never_overwrites(here, capsys):
     assert 'already here' in capsys.readouterr().err and (here/'settings.ini').read_text() == 'mine'
 
 
+def test_init_adds_layouts_to_what_is_there(here, capsys):
+    (here/'settings.ini').write_text('mine')
+    (here/'accelerate').mkdir()
+    (here/'accelerate'/'gpu-1.yaml').write_text('mine')
+    assert main(['init', '--accelerate']) == 0
+    names = sorted(f.name for f in (ROOT/'qponder/configs').iterdir())
+    assert names == sorted(f.name for f in (here/'accelerate').iterdir()) and 'gpu-1.yaml' in names
+    assert all((here/name).read_text() == 'mine' for name in ('settings.ini', 'accelerate/gpu-1.yaml'))
+    assert capsys.readouterr().out.count('wrote accelerate/') == len(names) - 1
+
+
+def test_a_csv_that_is_not_there_keeps_nobody_from_the_next(here, capsys):
+    for name in ('a.csv', 'c.csv'): Path(name).write_text(f'image,mos\n{pristine()[0]},3\n')
+    assert main(['check', 'a.csv', 'b.csv', 'c.csv', '--low', '1', '--high', '5']) == 2
+    said = capsys.readouterr()
+    assert [line for line in said.out.splitlines() if line[0] != ' '] == [f'{n}.csv: 1 rows, 1 problems' for n in 'ac']
+    assert said.err.startswith('qponder: b.csv: No such file') and said.err.count('\n') == 1
+
+
 @pytest.mark.parametrize('problems, code', [([], 0), (['row 3: no photo'], 1)])
 def test_check(here, monkeypatch, capsys, problems, code):
     class Report(SimpleNamespace):
@@ -274,4 +301,5 @@ def test_base_reads_photos_builds_and_releases(here, small_tower, monkeypatch, c
 def test_a_tower_that_is_none(here, capsys, tower):
     assert main(['base', tower, str(pristine()[0]), '--out', 'made']) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f'qponder: {tower}') and err.count('\n') == 1 and not Path('made').exists()
+    assert err.startswith(f'qponder: {tower}: there is no such file or folder') and err.count('\n') == 1
+    assert not Path('made').exists()

@@ -187,8 +187,15 @@ def test_csv_that_is_a_folder(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     (b'', 'first line must name the columns'), (b'image,mos\n', 'add a line for each photo'),
-    (b'image,mos\n\n\n', 'add a line for each photo'), (b'\xff\xfe\x00\x81', 'first line must name the columns'),
-    (b'image,mos\na.png,3\nb.png,4,5,6\n', 'first line must name the columns')])
+    (b'image,mos\n\n\n', 'add a line for each photo'), (b'\xff\xfe\x00\x81', 'save it as UTF-8'),
+    (b'\nimage,mos\na.png,3\n', 'first line must name the columns'),
+    ('image,mos\ncafé.png,3'.encode('latin-1'), 'save it as UTF-8'), ('image,mos'.encode('utf-16'), 'save it as UTF-8'),
+    (b'image;mos;sd\na.png;20,5;1\n', 'separated by semicolons; save it with commas'),
+    (b'image\tmos\na.png\t3\n', 'separated by tabs; save it with commas'),
+    (b'image,mos,sd\na.png,3,1,\nb.png,4,1,\n', 'poor.csv, line 2: has 4 fields and the heading 3; put quotes'),
+    (b'image,mos\na.png,3\n\nb.png,4,5,6\n', 'poor.csv, line 4: has 4 fields and the heading 2; put quotes'),
+    (b'image,mos,mos\na.png,3,4\n', "several columns are called 'mos'"),
+    (b'image,mos\na.png,"3\nb.png,4\n', 'poor.csv, line 2: unexpected end of data; put quotes')])
 def test_csv_without_rows_or_form(tmp_path, content, words):
     (tmp_path/'poor.csv').write_bytes(content)
     refused(lambda: load_csv(tmp_path/'poor.csv'), 'poor.csv', words)
@@ -208,25 +215,27 @@ def test_scale_upside_down(table):
 
 # rows that are reported
 
-@pytest.mark.parametrize('score', ['7', '0.99', '', 'nan', 'inf', 'good', '"3,5"'])
-def test_score_outside_its_range(table, score):
-    csv = table('image,mos', 'a.png,3', f'b.png,{score}')
+@pytest.mark.parametrize('score, words', [
+    ('7', 'score 7 is'), ('0.99', 'score 0.99 is'), ('inf', 'score inf is'), ('', 'score is missing'),
+    ('nan', 'score is missing'), ('good', "score 'good' is no number"), ('"3,5"', "score '3,5' is no number")])
+def test_score_outside_its_range(table, score, words):
+    csv = table('image,mos', 'a.png,3', f'b.png,{score}', 'c.png,2', 'd.png,4')
     problem, = check_csv(csv).problems
     assert (problem.row, problem.kind, problem.file.endswith('b.png')) == (3, 'score', True)
-    refused(lambda: load_csv(csv), 'mine.csv, line 3', 'b.png: score', 'from 1 to 5', '--low and --high', 'skip_bad')
+    refused(lambda: load_csv(csv), 'mine.csv, line 3', f'b.png: {words}', 'from 1 to 5', 'skip_bad')
 
 
 def test_score_outside_the_declared_range(table):
-    csv = table('image,mos', 'a.png,70', 'b.png,101')
+    csv = table('image,mos', 'a.png,70', 'b.png,101', 'c.png,0')
     assert [p.row for p in check_csv(csv, low=0, high=100).problems] == [3]
-    refused(lambda: load_csv(csv, low=0, high=100), 'line 3', 'score 101 is not from 0 to 100')
+    refused(lambda: load_csv(csv, low=0, high=100), 'line 3', 'score 101 is not from 0 to 100', '--low and --high')
 
 
-@pytest.mark.parametrize('spread', ['-1', '4.5', 'wide'])
-def test_spread_outside_its_range(table, spread):
-    csv = table('image,mos,sd', 'a.png,3,1', f'b.png,3,{spread}')
+@pytest.mark.parametrize('spread, shown', [('-1', '-1'), ('4.5', '4.5'), ('wide', "'wide'")])
+def test_spread_outside_its_range(table, spread, shown):
+    csv = table('image,mos,sd', 'a.png,3,1', f'b.png,3,{spread}', 'c.png,3,', 'd.png,3,NA')
     assert [(p.row, p.kind) for p in check_csv(csv, std_col='sd').problems] == [(3, 'spread')]
-    refused(lambda: load_csv(csv, std_col='sd'), 'line 3', 'b.png: spread', 'from 0 to 4', 'leave it empty')
+    refused(lambda: load_csv(csv, std_col='sd'), 'line 3', f'b.png: spread {shown} is', 'from 0 to 4', 'leave it empty')
 
 
 def test_unreadable_photos_are_rows(table, tmp_path):
@@ -234,10 +243,16 @@ def test_unreadable_photos_are_rows(table, tmp_path):
     csv = table('image,mos', 'a.png,3', 'gone.png,4', 'cut.jpg,2', ',2', 'b.png,4')
     report = check_csv(csv)
     assert [(p.row, p.kind) for p in report.problems] == [(n, 'unreadable') for n in (3, 4, 5)]
-    assert all(word in str(report) for word in ('5 rows, 3 problems', 'gone.png: no such file', 'cut.jpg', 'damaged'))
+    words = '5 rows, 3 problems', 'gone.png: no such file', 'cut.jpg', 'damaged', 'line 5, unreadable: no photo'
+    assert all(word in str(report) for word in words)
     assert '| 3 | unreadable |' in report._repr_markdown_()
     refused(lambda: load_csv(csv), 'line 3', 'gone.png', '3 of 5 rows', 'qponder check')
     assert [p[-5:] for p in load_csv(csv, skip_bad=True)['path']] == ['a.png', 'b.png']
+
+
+def test_backslashes(table):
+    problem, *_ = check_csv(table('image,mos', r'photos\a.png,3')).problems
+    assert 'no such file' in problem.what and problem.what.endswith('write / in place of \\')
 
 
 def test_nothing_left(table):
@@ -245,18 +260,27 @@ def test_nothing_left(table):
 
 
 def test_lines_are_counted_as_an_editor_does(table):
-    csv = table('image,mos', 'a.png,3', '', '', 'b.png,9', '')
-    assert [p.row for p in check_csv(csv).problems] == [5]
-    assert load_csv(csv, skip_bad=True)['mos'] == [3]
+    csv = table('image,mos,note', 'a.png,3', '', '', 'b.png,9', '', 'c.png,2,"two', 'lines"', 'd.png,8', 'a.png,4')
+    assert [p.row for p in check_csv(csv).problems] == [5, 9, 10]
+    assert load_csv(csv, skip_bad=True)['mos'] == [3, 2, 4]
+
+
+def test_texts_stay_texts(table, tmp_path):
+    "A file that is called 007 is not the file 7, and a part that is called 1 is no number."
+    for i in range(3): saved(tmp_path/f'00{i}', picture(i), format='PNG')
+    rows = load_csv(table('image,mos,reference,part', '000,3,1,0', '001,3,2,0', '002,3,2,1'), split_col='part')
+    assert [p[-3:] for p in rows['path']] == ['000', '001', '002'] and rows['reference'] == ['1', '2', '2']
+    assert rows['split'] == ['0', '0', '1']
 
 
 # doubles
 
 def test_duplicated_rows(table):
-    csv = table('image,mos', 'a.png,3', 'b.png,4', 'a.png,2')
-    problem, = check_csv(csv).problems
-    assert (problem.row, problem.kind) == (4, 'duplicate')
-    assert 'the same file as a.png' in problem.what and 'line 2' in problem.what and 'keep one' in problem.what
+    csv = table('image,mos', 'a.png,3', 'b.png,4', 'a.png,2', 'a.png,3', 'c.png,3')
+    differs, same = check_csv(csv).problems
+    assert [(p.row, p.kind) for p in (differs, same)] == [(4, 'duplicate'), (5, 'duplicate')]
+    assert all('the same file as a.png (no split, line 2)' in p.what and 'keep one' in p.what for p in (differs, same))
+    assert 'their scores differ, 2 and 3' in differs.what and 'scores' not in same.what
     rows = load_csv(csv)
     assert rows['reference'][0] == rows['reference'][2] and rows['reference'][1] is None
 
@@ -265,7 +289,8 @@ def test_exact_and_near_doubles_across_the_split(table, tmp_path):
     (tmp_path/'copy.png').write_bytes((tmp_path/'a.png').read_bytes())
     saved(tmp_path/'small.jpg', picture(1).resize((36, 24)))
     csv = table('image,mos,part', 'a.png,3,train', 'b.png,4,train', 'copy.png,3,test', 'small.jpg,4,test', 'c.png,3,')
-    exact, close = check_csv(csv, split_col='part').problems
+    none, exact, close = sorted(check_csv(csv, split_col='part').problems, key=lambda p: p.kind != 'parts')
+    assert (none.row, none.kind) == (6, 'parts') and '1 of 5 rows have no part' in none.what
     assert (exact.row, close.row) == (4, 5) and 'copy.png (test, line 4) is the same file as a.png' in exact.what
     assert 'small.jpg (test, line 5) is nearly b.png (train, line 3); keep one of them' in close.what
     with pytest.warns(UserWarning, match='2 doubles across the split.*qponder check'):
@@ -273,8 +298,30 @@ def test_exact_and_near_doubles_across_the_split(table, tmp_path):
 
 
 def test_doubles_within_a_part_are_no_leak(table):
-    csv = table('image,mos,part', 'a.png,3,train', 'a.png,4,train', 'b.png,4,test')
+    csv = table('image,mos,part', 'a.png,3,train', 'a.png,4,train', 'b.png,4,test', 'c.png,4,train')
     assert check_csv(csv, split_col='part').problems == ()
+
+
+# parts
+
+@pytest.mark.parametrize('parts, found', [
+    (['training', 'testing', 'training'], [(2, "2 of 3 rows have the part 'training'"), (3, "the part 'testing'")]),
+    (['0', '1', '0'], [(2, "the part '0'"), (3, "the part '1'")]), (['train', 'train', ' test'], [(4, "' test'")]),
+    (['train', '', 'test'], [(3, 'have no part')]), (['train', 'train', 'train'], [(2, 'no row belongs to test')]),
+    (['train', 'test', 'test'], [(2, 'too few photos (or references) for 2 parts: 1')]), (['', '', ''], []),
+    (['train', 'val', 'test'], [])])
+def test_parts_that_a_run_would_refuse(table, parts, found):
+    csv = table('image,mos,part', *(f'{name}.png,3,{part}' for name, part in zip('abc', parts)))
+    problems = check_csv(csv, split_col='part').problems
+    assert [(p.row, p.kind) for p in problems] == [(row, 'parts') for row, _ in found]
+    assert all(words in p.what for p, (_, words) in zip(problems, found))
+    assert len(load_csv(csv, split_col='part')) == 3
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_too_few_photos_for_a_run(table, n):
+    problem, = check_csv(table('image,mos', *(f'{name}.png,3' for name in 'ab'[:n]))).problems
+    assert (problem.kind, problem.what) == ('parts', f'too few photos (or references) for 3 parts: {n}; add some')
 
 
 @pytest.mark.parametrize('change', [

@@ -1,4 +1,5 @@
 "The doctor: machines that we do not have, and the lines about them."
+import os
 from dataclasses import replace
 
 import pytest
@@ -62,3 +63,15 @@ def test_this_machine(tmp_path, capsys):
     code = main(['doctor', '--runs', str(tmp_path/'runs')])
     assert not (tmp_path/'runs').exists() and capsys.readouterr().out.splitlines()[0].split(':')[0].strip()
     assert code == int(any(f.state == 'wrong' for f in examine(here)))
+
+
+@pytest.mark.parametrize('runs', ['file', 'file/runs'])
+def test_runs_cannot_be_kept_in_a_file(tmp_path, capsys, runs):
+    (tmp_path/'file').write_text('')
+    assert main(['doctor', '--runs', str(tmp_path/runs)]) == 1
+    assert f'! runs: {tmp_path/"file"} is a file. Give --runs another folder' in capsys.readouterr().out
+
+
+def test_runs_cannot_be_kept_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    assert 'runs' in wrong(look(tmp_path/'runs')) and 'may not be written to' in look(tmp_path).barred

@@ -39,6 +39,18 @@ def test_readme_is_the_index_notebook():
     assert README.read_text(encoding='utf-8') == readme(), 'run `make write`'
 
 
+def test_readme_runs_from_the_top_level(monkeypatch, capsys):
+    "Whoever copies its first lines gets what stands below them."
+    monkeypatch.chdir(ROOT)
+    text = README.read_text(encoding='utf-8')
+    code, said = re.search(r'(?s)((?:```python\n.*?```\n\n)+)    (.*?)\n', text).groups()
+    exec(re.sub(r'```(python)?', '', code), {})
+    photo, score = said.split(' of 5')[0].rsplit(': ', 1)
+    told = capsys.readouterr().out
+    assert (ROOT/photo).is_file() and told.startswith(f'{photo}: ')
+    assert abs(float(told.split(' of 5')[0].rsplit(': ', 1)[1]) - float(score)) < .15
+
+
 @pytest.mark.parametrize('link', ['qponder/settings.ini', 'nbs/_quarto.yml'])
 def test_links_lead_to_the_top_level(link):
     link = ROOT/link
