@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'o
            'add_shards', 'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
-import argparse, os, re, sys, warnings
+import argparse, logging, os, re, sys, warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -414,6 +414,7 @@ def calm() -> None:
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     for name in ('HF_HUB', 'HF_DATASETS'): os.environ.setdefault(f'{name}_DISABLE_PROGRESS_BARS', '1')
     warnings.simplefilter('ignore', FutureWarning)
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 
 # %% ../nbs/14_cli.ipynb #696d0366
 def main(

@@ -282,15 +282,11 @@ def cut_parts(
     common: Common, # shares and seed of our own cuts
 ) -> tuple[Any, Any, Any]: # training, validation and test rows
     "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for other names"
-    from qponder.data import cut_validation
-    split, names = np.array(rows['split'], dtype=object), ('train', 'val', 'test')
+    from qponder.data import PARTS, cut_validation, wrong_parts
+    if wrong := wrong_parts(rows['split']): raise QPonderError(f'{common.data}: {wrong[0][1]}')
+    split = np.array(rows['split'], dtype=object)
     if set(split) == {None}: (train, test), val = cut_validation(rows, common.test_share, common.seed), ()
-    elif {'train', 'test'} <= set(split) <= set(names):
-        train, val, test = (rows.select(np.flatnonzero(split == name)) for name in names)
-    else:
-        found = ', '.join(sorted(set(map(str, split))))
-        raise QPonderError(f'{common.data}: its parts are called {found}; call them train and test (and val, if there '
-                           'is one), or leave split_col empty')
+    else: train, val, test = (rows.select(np.flatnonzero(split == name)) for name in PARTS)
     if not len(val): train, val = cut_validation(train, common.val_share, common.seed)
     return train, val, test
 
