@@ -1,6 +1,8 @@
 "Shards on a local Ray: the results of the plain path, whoever dies on the way."
 import os
 import signal
+import subprocess
+import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,9 +13,7 @@ from PIL import Image
 
 from qponder.photo import open_image, pristine
 from qponder.scale import QPonderError
-from qponder.shards import RateJob, find_shards, work_plainly, work_spread
-
-ray = pytest.importorskip('ray', reason='Ray is not installed: pip install "qponder[scale]"')
+from qponder.shards import DEATHS, RateJob, ShardError, find_shards, shard_rows, work_plainly, work_spread
 
 
 def small(path, size):
@@ -32,6 +32,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def cluster():
+    ray = pytest.importorskip('ray', reason='Ray is not installed: pip install "qponder[scale]"')
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
@@ -41,8 +42,8 @@ def cluster():
 def results(out): return {p.relative_to(out).as_posix(): p.read_text() for p in sorted(out.rglob('ratings.jsonl'))}
 
 
-def mortal(base, mark):
-    "A job whose first worker dies in the middle of a shard."
+def mortal(base, mark, only='', deaths=1):
+    "A job whose workers die in the middle of a shard, and leave a mark each."
     @dataclass(frozen=True)
     class Mortal:
         base: object
@@ -51,14 +52,72 @@ def mortal(base, mark):
 
         def start(self):
             do = self.base.start()
-            def rows_until_death(rows):
+            def rows_until_death(rows, folder):
                 for n, row in enumerate(rows):
-                    if n == 3 and not os.path.exists(self.mark):
-                        open(self.mark, 'w').close()
+                    left = os.listdir(self.mark)
+                    if n == 3 and len(left) < deaths and only in folder.name:
+                        open(f'{self.mark}/{len(left)}', 'w').close()
                         os.kill(os.getpid(), signal.SIGKILL)
                     yield row
-            return lambda rows, folder: do(rows_until_death(rows), folder)
+            return lambda rows, folder: do(rows_until_death(rows, folder), folder)
+    mark.mkdir()
     return Mortal(base, str(mark))
+
+
+def tar_of(path, **files):
+    with tarfile.open(path, 'w') as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize('name', ['a.png', './a.png', 'v1.0/a.png', 'a.left.png', 'a/b.c/d.e.JPG'])
+def test_a_photo_of_a_tar_is_a_row_whatever_it_is_called(tmp_path, name):
+    json = name.rpartition('.')[0] + '.json'
+    for files in ({name: b'1', json: b'{"score": 2}'}, {json: b'{"score": 2}', name: b'1'},
+                  {name: b'1', 'other.png': b'2', json: b'{"score": 2}'}):
+        assert next(shard_rows(tar_of(tmp_path/'x.tar', **files))) == dict(path=name, image=b'1', score=2)
+
+
+def test_two_photos_of_one_name_are_two_rows_and_share_what_is_known(tmp_path):
+    files = {'a.json': b'{"score": 2, "name": "koniq"}', 'a.left.png': b'1', 'a.right.png': b'2',
+             'a.right.json': b'{"score": 3}'}
+    left, right = shard_rows(tar_of(tmp_path/'x.tar', **files))
+    assert left == dict(path='a.left.png', image=b'1', score=2, name='koniq')
+    assert right == dict(path='a.right.png', image=b'2', score=3, name='koniq')
+
+
+def test_what_tar_writes_of_a_folder(tmp_path):
+    (tmp_path/'in').mkdir()
+    for n in 'ab': (tmp_path/'in'/f'{n}.png').write_bytes(b'1')
+    subprocess.run(['tar', 'cf', tmp_path/'x.tar', '-C', tmp_path/'in', '.'], check=True)
+    assert sorted(r['path'] for r in shard_rows(tmp_path/'x.tar')) == ['./a.png', './b.png']
+
+
+@pytest.mark.parametrize('damaged', [b'{', b'[1]', b'\xff'])
+def test_damaged_json_is_named(tmp_path, damaged):
+    shard = tar_of(tmp_path/'x.tar', **{'a.png': b'1', 'a.json': damaged})
+    with pytest.raises(ShardError, match=r'x\.tar: .*a\.json'): list(shard_rows(shard))
+
+
+def test_an_empty_photo_is_unreadable_even_where_a_file_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a.png').write_bytes(small(pristine()[0], 64))
+    said = []
+    work_plainly([tar_of(tmp_path/'x.tar', **{'a.png': b''})], RateJob(reasons=False), tmp_path/'out', said.append)
+    assert said == ["x.tar: {'unreadable': 1}"]
+
+
+def test_a_shard_that_cannot_be_done_is_named_and_holds_up_no_other(shards, tmp_path):
+    bad = [tar_of(tmp_path/'none.tar', **{'notes.txt': b'1'}), tmp_path/'torn.tar']
+    bad[1].write_bytes(b'torn')
+    job, said = RateJob(reasons=False), []
+    with pytest.raises(QPonderError, match=r'1 shards done, 2 failed: .*none\.tar: there is no photo.*torn\.tar') as e:
+        work_plainly([*bad, shards[0]], job, tmp_path/'out', said.append)
+    assert not isinstance(e.value, ShardError) and said[:2] == ['none.tar: failed', 'torn.tar: failed']
+    assert {p.parent.name for p in tmp_path.rglob('manifest.json')} == {'s0'}
 
 
 def test_two_workers_have_the_results_of_none_and_death_loses_nothing(shards, cluster, tmp_path):
@@ -66,8 +125,20 @@ def test_two_workers_have_the_results_of_none_and_death_loses_nothing(shards, cl
     assert work_plainly(shards, job, tmp_path/'plain') == 3
     assert work_spread(shards[:1], job, tmp_path/'spread', 2, say=said.append) == 1
     assert work_spread(shards, mortal(job, tmp_path/'died'), tmp_path/'spread', 2, say=said.append) == 2
-    assert (tmp_path/'died').exists() and len(said) == 3
+    assert len(list((tmp_path/'died').iterdir())) == 1 and len(said) == 3
     assert results(tmp_path/'spread') == results(tmp_path/'plain') and len(results(tmp_path/'plain')) == 3
     assert work_spread(shards, job, tmp_path/'spread', 2) == 0
     with pytest.raises(QPonderError, match='reasons = False, now reasons = True'):
         work_spread(shards, RateJob(), tmp_path/'spread', 2)
+
+
+def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_done(shards, cluster, tmp_path):
+    job, said = RateJob(reasons=False), []
+    empty = tar_of(tmp_path/'empty.tar', **{'notes.txt': b'1'})
+    deadly = mortal(job, tmp_path/'died', 's1', 99)
+    with pytest.raises(QPonderError, match=f'2 shards done, 2 failed.*{DEATHS} workers died') as e:
+        work_spread([*shards, empty], deadly, tmp_path/'spread', 2, say=said.append)
+    assert all(name in str(e.value) for name in ('s1.parquet', 'empty.tar: there is no photo'))
+    assert len(list((tmp_path/'died').iterdir())) == DEATHS and len(said) == 4
+    assert {p.parent.name for p in tmp_path.rglob('manifest.json')} == {'s0', 's2'}
+    assert work_spread(shards, job, tmp_path/'spread', 2) == 1
