@@ -13,9 +13,9 @@ end, and holds up no other."""
 
 # %% auto #0
 __all__ = ['Row', 'READERS', 'Do', 'DEATHS', 'ShardError', 'parquet_rows', 'tar_samples', 'tar_json', 'tar_rows', 'shard_rows',
-           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'RateJob', 'verdicts', 'DistillJob', 'shard_inputs',
-           'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally', 'work_plainly', 'ray_data',
-           'Worker', 'cause_of', 'work_spread']
+           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'RateJob', 'unpack', 'verdicts', 'share_of',
+           'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally',
+           'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
 
 # %% ../nbs/13c_shards.ipynb #e9fe8f21
 import json
@@ -23,7 +23,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -33,11 +33,11 @@ from uuid import uuid4
 
 from fastcore.basics import chunked
 
-from .distill import DistillSettings, MeasuredTeacher, distill, mend
+from .distill import DistillSettings, distill, mend
 from .rate import PHOTOS, Rater, Rating, rate_seen, try_open
-from .run import difference, earlier, sha, student_sha, versions, write_json
+from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import QPonderError
-from .served import ServedSettings, ServedTeacher
+from .served import ServedSettings, served_examiner
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd
 Row = dict[str, Any] # path, image (bytes, or None: `path` is a file), and whatever else is known, such as score
@@ -131,7 +131,7 @@ class Job(Protocol):
     "Something to be done with every photo"
     def describe(self) -> dict[str, Any]: ... # plain values that decide the results
 
-    def start(self) -> Do: ... # in a worker, once
+    def start(self, workers: int = 1) -> Do: ... # in a worker, once; how many share what the settings allow
 
 # %% ../nbs/13c_shards.ipynb #72f01b79
 def rate_rows(
@@ -174,37 +174,71 @@ class RateJob:
     def describe(self) -> dict[str, Any]:
         return dict(job='rate', model=self.model, weights=student_sha(self.model), reasons=self.reasons)
 
-    def start(self) -> Do:
+    def start(self, workers: int = 1) -> Do:
         rater = Rater(self.model, self.device)
         return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
+
+# %% ../nbs/13c_shards.ipynb #2397e6a6
+def unpack(
+    rows: Iterable[Row], # of a shard
+    folder: Path, # for its photos
+) -> Iterator[Row]: # the same, but that every photo is a file
+    "Write photos into files as they come; each file is called after its content, and what the shard calls it"
+    for row in rows:
+        if row['image'] is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f'{sha(row["image"])}-{Path(row["path"]).name[-50:]}'
+            file.write_bytes(row['image'])
+            row = row | dict(path=str(file), image=None)
+        yield row
 
 # %% ../nbs/13c_shards.ipynb #6b493715
 def verdicts(
     rows: Iterable[Row], # of a shard
     teacher: Any, # a `distill.Teacher`
-    folder: Path, # for traces.jsonl and kept.jsonl
+    folder: Path, # for traces.jsonl, kept.jsonl, and photos/
     settings: DistillSettings, # filters, views
+    judge: Any = None, # another, who gives marks where the settings ask for them
 ) -> dict[str, int]: # verdict -> rows
-    "Have a teacher write traces, and count what the filters say"
-    about = (r | dict(image={'bytes': r['image']} if r['image'] else None) for r in rows)
-    return dict(Counter(r.verdict for r in distill(about, teacher, folder, settings)))
+    "Have a teacher write traces, keep the photos of those that are kept, and count what the filters say"
+    records = distill(unpack(rows, folder / 'photos'), teacher, folder, settings, judge)
+    kept = {r.path for r in records if r.verdict == 'kept'}
+    for file in (folder / 'photos').glob('*'):
+        if str(file) not in kept: file.unlink()
+    return dict(Counter(r.verdict for r in records))
+
+# %% ../nbs/13c_shards.ipynb #fa458034
+def share_of(
+    served: ServedSettings, # of all workers together
+    workers: int = 1, # that ask
+) -> ServedSettings: # of one of them
+    "A worker's share of money and pace; one question at a time is the least"
+    return replace(served, at_once=max(1, served.at_once // workers), per_minute=served.per_minute / workers,
+                   spend=served.spend / workers)
 
 # %% ../nbs/13c_shards.ipynb #69b2c347
 @dataclass(frozen=True)
 class DistillJob:
     "Have a teacher write a trace for every photo that has a `score` on 1–5"
-    settings: DistillSettings = DistillSettings() # filters, views
-    served: ServedSettings = field(default_factory=ServedSettings) # its model is asked; '': the measured teacher writes
-    seed: int = 0 # of the teacher's words
+    settings: Settings # as of a run: its teacher, judge, filters and seed count
+
+    def __post_init__(self): self.experts()
+
+    def experts(self,
+        workers: int = 1, # that ask side by side
+    ) -> tuple[Any, Any]: # the teacher; the judge, or None
+        "Who is asked, as in a run; `QPonderError` for a served model without a name"
+        stages, d = self.settings.stages, self.settings.stages['distill']
+        served = share_of(stages['served'], workers)
+        teacher = Run(Path(), replace(self.settings, stages=stages | {'served': served})).teacher
+        return teacher, served_examiner(served, d.judge_model) if d.judge == 'served' else None
 
     def describe(self) -> dict[str, Any]:
-        s = self.served
-        asked = dict(teacher=s.model or 'measured', temperature=s.temperature, max_tokens=s.max_tokens)
-        return dict(job='distill', seed=self.seed) | asked | asdict(self.settings)
+        return {'job': 'distill'} | used(STAGES[0], self.settings)
 
-    def start(self) -> Do:
-        teacher = ServedTeacher(self.served, self.seed) if self.served.model else MeasuredTeacher(seed=self.seed)
-        return lambda rows, folder: verdicts(rows, teacher, folder, self.settings)
+    def start(self, workers: int = 1) -> Do:
+        teacher, judge = self.experts(workers)
+        return lambda rows, folder: verdicts(rows, teacher, folder, self.settings.stages['distill'], judge)
 
 # %% ../nbs/13c_shards.ipynb #bcbaef8c
 def shard_inputs(
@@ -320,7 +354,8 @@ class Worker:
         job: Job, # what is done
         out: str, # where results are kept
         run: str = '', # as for `note_start`
-    ): self.job, self.out, self.run, self.do = job, out, run, job.start()
+        workers: int = 1, # of the pool
+    ): self.job, self.out, self.run, self.do = job, out, run, job.start(workers)
 
     def __call__(self,
         batch: dict[str, Any], # 'shard': paths
@@ -351,9 +386,10 @@ def work_spread(
     "All shards that are not finished, on the Ray cluster of RAY_ADDRESS, or on this machine alone"
     ray, todo = ray_data(), [{'shard': os.path.abspath(s)} for s in shards if not finished(s, job, out)]
     if not todo: return 0
-    pool = ray.data.ActorPoolStrategy(size=min(workers, len(todo)))
-    rows = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(Worker, batch_size=1, compute=pool,
-        fn_constructor_args=(job, os.path.abspath(out), uuid4().hex), num_gpus=gpus or None,
+    n = min(workers, len(todo))
+    rows = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(Worker, batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=n), num_gpus=gpus or None,
+        fn_constructor_args=(job, os.path.abspath(out), uuid4().hex, n),
         max_restarts=-1, max_task_retries=-1) # `note_start` counts
     try: return tally(((Path(r['shard']).name, r['said'], r['wrong']) for r in rows.iter_rows()), say)
     except QPonderError: raise

@@ -11,9 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from qponder.cli import main
+from qponder.distill import load_records
 from qponder.photo import open_image, pristine
+from qponder.run import read_settings
 from qponder.scale import QPonderError
-from qponder.shards import DEATHS, RateJob, ShardError, find_shards, shard_rows, work_plainly, work_spread
+from qponder.served import ServedTeacher
+from qponder.sft import sft_rows
+from qponder.shards import (DEATHS, DistillJob, RateJob, ShardError, Worker, find_shards, shard_rows, work_plainly,
+                            work_spread)
 
 
 def small(path, size):
@@ -50,8 +56,8 @@ def mortal(base, mark, only='', deaths=1):
         mark: str
         def describe(self): return self.base.describe()
 
-        def start(self):
-            do = self.base.start()
+        def start(self, workers=1):
+            do = self.base.start(workers)
             def rows_until_death(rows, folder):
                 for n, row in enumerate(rows):
                     left = os.listdir(self.mark)
@@ -118,6 +124,68 @@ def test_a_shard_that_cannot_be_done_is_named_and_holds_up_no_other(shards, tmp_
         work_plainly([*bad, shards[0]], job, tmp_path/'out', said.append)
     assert not isinstance(e.value, ShardError) and said[:2] == ['none.tar: failed', 'torn.tar: failed']
     assert {p.parent.name for p in tmp_path.rglob('manifest.json')} == {'s0'}
+
+
+def asked(*lines): return DistillJob(read_settings('nano', overrides=lines))
+
+
+@pytest.fixture
+def rated(tmp_path):
+    "A shard of two photos with a score, and a file that is none."
+    files = {f'{p.stem}.webp': p.read_bytes() for p in pristine()[:2]} | {'no.png': b'none'}
+    known = {name.replace(name.split('.')[-1], 'json'): b'{"score": 4.0, "name": "koniq"}' for name in files}
+    return tar_of(tmp_path/'rated.tar', **files, **known)
+
+
+def test_the_teacher_is_the_one_that_the_settings_name():
+    assert asked('served_model=M').experts()[0].name.startswith('measured')
+    assert asked('teacher=served', 'served_model=M').experts()[0].name.startswith('M ')
+    for line in ('teacher=served', 'distill_judge=served'):
+        with pytest.raises(QPonderError, match='served_model'): asked(line)
+    told = [asked(*lines, 'served_model=M').describe() for lines in ((), ['teacher=served'], ['distill_judge=served'])]
+    assert len({str(t) for t in told}) == 3 and told[1]['teacher'] == 'served' and told[1]['served_model'] == 'M'
+
+
+def test_a_served_teacher_without_a_name_is_one_line(rated, tmp_path, capsys):
+    args = ['shards', 'distill', str(rated), '--out', str(tmp_path/'out'), '--set', 'teacher=served']
+    assert main(args) == 2 and not (tmp_path/'out').exists()
+    err = capsys.readouterr().err
+    assert 'served_model' in err and err.count('\n') == 1
+
+
+def test_limits_are_those_of_all_workers_together(tmp_path):
+    limits = 'teacher=served', 'served_model=M', 'served_price_in=1', 'distill_judge=served'
+    job = asked(*limits, 'served_spend=12', 'served_per_minute=60', 'served_at_once=4')
+    for n, at_once in ((1, 4), (2, 2), (8, 1)):
+        for who in job.experts(n):
+            assert (who.settings.spend, who.settings.per_minute, who.at_once) == (12 / n, 60 / n, at_once)
+    told = []
+    class Listens(RateJob):
+        def start(self, workers=1): told.append(workers)
+    Worker(Listens(), str(tmp_path), 'run', 7)
+    assert told == [7]
+
+
+def test_a_judge_is_asked_and_decides(rated, tmp_path, monkeypatch):
+    job = asked('served_model=M', 'distill_judge=served', 'distill_views=1')
+    marks = '{"fidelity": %s, "terminology": 4, "consistency": 4}'
+    for n, verdict in ((5, 'kept'), (1, 'faithful')):
+        monkeypatch.setattr(ServedTeacher, '__call__', lambda self, request, n=n: marks % n)
+        said = []
+        work_plainly([rated], job, tmp_path/verdict, said.append)
+        assert said == [f"rated.tar: {{'{verdict}': 2, 'unreadable': 1}}"]
+
+
+def test_kept_traces_can_be_learned(rated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work_plainly([rated], asked('distill_views=2', 'distill_spoiled=1'), 'out')
+    kept = load_records('out/rated/kept.jsonl')
+    assert {r.name for r in kept} == {'koniq'} and {r.view for r in kept} == {0, 1} and any(r.damage for r in kept)
+    for row, record in zip(sft_rows(kept, every=0), kept):
+        whole = next(p for p in pristine()[:2] if record.path.endswith(f'-{p.name}'))
+        if not record.view and not record.damage: assert row['images'][0].tobytes() == open_image(whole).tobytes()
+    photos = list((tmp_path/'out'/'rated'/'photos').iterdir())
+    assert sorted(p.read_bytes() for p in photos) == sorted(p.read_bytes() for p in pristine()[:2])
 
 
 def test_two_workers_have_the_results_of_none_and_death_loses_nothing(shards, cluster, tmp_path):
