@@ -131,7 +131,9 @@ class Job(Protocol):
     "Something to be done with every photo"
     def describe(self) -> dict[str, Any]: ... # plain values that decide the results
 
-    def start(self, workers: int = 1) -> Do: ... # in a worker, once; how many share what the settings allow
+    def start(self,
+        workers: int = 1, # that share what the settings allow
+    ) -> Do: ... # in a worker, once
 
 # %% ../nbs/13c_shards.ipynb #72f01b79
 def rate_rows(
@@ -174,7 +176,9 @@ class RateJob:
     def describe(self) -> dict[str, Any]:
         return dict(job='rate', model=self.model, weights=student_sha(self.model), reasons=self.reasons)
 
-    def start(self, workers: int = 1) -> Do:
+    def start(self,
+        workers: int = 1, # which share nothing
+    ) -> Do:
         rater = Rater(self.model, self.device)
         return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
 
@@ -236,7 +240,9 @@ class DistillJob:
     def describe(self) -> dict[str, Any]:
         return {'job': 'distill'} | used(STAGES[0], self.settings)
 
-    def start(self, workers: int = 1) -> Do:
+    def start(self,
+        workers: int = 1, # that share the limits of the settings
+    ) -> Do:
         teacher, judge = self.experts(workers)
         return lambda rows, folder: verdicts(rows, teacher, folder, self.settings.stages['distill'], judge)
 
