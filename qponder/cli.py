@@ -280,7 +280,7 @@ def do_shards(
     from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
     s = read_settings(args.preset, args.settings, given(args))
     rate = RateJob(args.model, not args.score_only, 'cuda' if args.gpus else 'cpu')
-    job = rate if args.job == 'rate' else DistillJob(s.stages['distill'], s.stages['served'], s.common.seed)
+    job = rate if args.job == 'rate' else DistillJob(s)
     shards = find_shards(args.shards)
     n = work_spread(shards, job, args.out, args.workers, args.gpus) if args.workers else work_plainly(
         shards, job, args.out)
@@ -366,7 +366,7 @@ def add_shards(
 ) -> None:
     "The options of `qponder shards`"
     p.set_defaults(do=do_shards)
-    p.add_argument('job', choices=('rate', 'distill'), help='distill asks the teacher that served_model names')
+    p.add_argument('job', choices=('rate', 'distill'), help='distill asks the teacher of the settings')
     p.add_argument('shards', nargs='+', metavar='SHARD', help='*.parquet, *.tar (webdataset), or folders of them')
     p.add_argument('--out', required=True, metavar='DIR', help='a folder for each shard comes here')
     p.add_argument('--workers', type=int, default=0, help='actors of Ray; 0: this process alone (default: 0)')

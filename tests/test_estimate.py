@@ -1,10 +1,12 @@
 "Estimates: what grows with what, what does not fit, and what the command line says."
+import json
 from dataclasses import fields, replace
 
 import pytest
 
 from qponder.cli import PLAN, main
-from qponder.estimate import GPUS, Plan, estimate, find_size, held, learning, photo_tokens
+from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens
+from qponder.fast import checkpoint
 from qponder.run import read_settings
 from qponder.scale import QPonderError
 
@@ -23,6 +25,43 @@ def total(plan, settings=PAPER): return estimate(settings, plan).memory
 def test_published_sizes():
     found = [find_size(f'Qwen/Qwen2.5-VL-{n}-Instruct').total for n in ('3B', '7B', '32B', '72B')]
     assert found == [3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344]
+
+
+# as config.json of Qwen2.5-VL-7B-Instruct has it: the language model's keys stand beside `vision_config`
+AS_SHIPPED = dict(architectures=['Qwen2_5_VLForConditionalGeneration'], model_type='qwen2_5_vl', torch_dtype='bfloat16',
+    hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+    vocab_size=152064, tie_word_embeddings=False, max_window_layers=28, sliding_window=32768, use_sliding_window=False,
+    rope_theta=1e6, rope_scaling=dict(type='mrope', mrope_section=[16, 24, 24]), image_token_id=151655,
+    vision_config=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584,
+                       patch_size=14, spatial_merge_size=2, fullatt_block_indexes=[7, 15, 23, 31]))
+
+
+def folder_of(home, **files):
+    home.mkdir()
+    for name, content in files.items(): (home/f'{name}.json').write_text(json.dumps(content))
+    return str(home)
+
+
+def test_a_folder_as_qwen_ships_it(tmp_path, seven):
+    takes = dict(min_pixels=3136, max_pixels=12845056, patch_size=14, merge_size=2)
+    ours, other = dict(image_processor=takes), dict(processor_class='X')
+    for name, more in dict(a=dict(preprocessor_config=takes), b=dict(processor_config=ours), c={},
+                           d=dict(processor_config=other, preprocessor_config=takes)).items():
+        assert find_size(folder_of(tmp_path/name, config=AS_SHIPPED, **more)) == seven
+
+
+def test_the_side_of_a_photo_stands_in_either_file(tmp_path):
+    nano, takes = json.loads((checkpoint('nano')/'config.json').read_text()), dict(size=dict(width=140, height=140))
+    for file, said in dict(preprocessor_config=takes, processor_config=dict(image_processor=takes)).items():
+        found = find_size(folder_of(tmp_path/file, config=nano, **{file: said}))
+        assert found == replace(find_size('nano'), side=140)
+
+
+def test_a_folder_that_is_no_student(tmp_path):
+    with pytest.raises(QPonderError, match='there is no config.json'): find_size(folder_of(tmp_path/'a'))
+    home = folder_of(tmp_path/'b')
+    (tmp_path/'b'/'config.json').write_text('{')
+    with pytest.raises(QPonderError, match='cannot be read'): find_size(home)
 
 
 def test_an_adapter_of_rank_one_is_what_peft_makes(seven):
@@ -71,6 +110,29 @@ def test_twice_the_epochs_twice_the_work_and_the_teacher_is_paid_once():
 
 
 def test_a_measured_teacher_is_free(): assert estimate(NANO, Plan(178)).parts[0].price == 0
+
+
+def priced(*lines, student='qwen2.5-vl-7b'):
+    return estimate(read_settings(student, overrides=['served_price_in=1', 'served_price_out=2', *lines]), BASE)
+
+
+def test_a_judging_reward_is_paid_for_every_rollout():
+    plain, judged = priced(), priced('reward_consistency=judge')
+    g, part = PAPER.stages['grpo'], judged.parts[-1]
+    assert judged.parts[:-1] == plain.parts and part.name == 'judge' and part.rows == g.steps * g.rollouts
+    assert part.written == part.rows * MARKS and part.read > part.rows * judged.said.teacher_photo
+    assert judged.price == pytest.approx(plain.price + (part.read + 2 * part.written) / 1e6) and part.hours == 0
+    assert priced('reward_consistency=judge', 'reward_w_consistency=0') == plain
+    assert priced('reward_consistency=judge', 'grpo_steps=0').parts[-1].name == 'sft'
+    assert priced('reward_consistency=judge', 'served_max_tokens=8').parts[-1].written == part.rows * 8
+
+
+def test_a_judge_of_traces_is_paid_like_the_teacher():
+    plain, judged = priced(), priced('distill_judge=served')
+    a, b = plain.parts[0], judged.parts[0]
+    assert (a.rows, b.rows) == (7046, 2 * 7046) and b.written == a.written + 7046 * MARKS and b.price > a.price
+    alone = priced('distill_judge=served', 'teacher=measured').parts[0]
+    assert alone.rows == 7046 and alone.price == pytest.approx(b.price - a.price)
 
 
 def test_nano_sees_the_same_square_of_any_photo():

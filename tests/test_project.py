@@ -1,6 +1,9 @@
 "The repository is in order: what is generated is fresh, what is linked is there, no file names a place but its own."
+import json
 import re
+import shlex
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import yaml
 from dev.readme import README, readme
 from dev.sync import stale
 from qponder import __version__
+from qponder.cli import given, make_parser
+from qponder.run import check_keys, read_overrides, stage_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
@@ -29,6 +34,49 @@ def pages(node) -> list[str]:
     "The notebooks that a part of `_quarto.yml` names, in order."
     if isinstance(node, str): return [node] if node.endswith('.ipynb') else []
     return [page for child in (node.values() if isinstance(node, dict) else node) for page in pages(child)]
+
+
+def shell(page: Path) -> list[str]:
+    "The lines of a page's ```sh blocks, and those of its code cells that begin with an exclamation mark."
+    notebook = page.suffix == '.ipynb'
+    cells = json.loads(page.read_text(encoding='utf-8'))['cells'] if notebook else [
+        dict(cell_type='markdown', source=[page.read_text(encoding='utf-8')])]
+    text = {kind: '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == kind)
+            for kind in ('markdown', 'code')}
+    blocks = re.findall(r'```(?:sh|bash|console)\n(.*?)```', text['markdown'], re.S)
+    return [line for block in (*blocks, *re.findall(r'^!((?:.*\\\n)*.*)', text['code'], re.M))
+            for line in block.replace('\\\n', ' ').splitlines()]
+
+
+def commands(page: Path) -> list[list[str]]:
+    "The arguments of every `qponder …` on a page, however it is launched."
+    found, between = [], ('&&', '||', ';', '|', '>')
+    for line in shell(page):
+        if 'qponder' not in line: continue
+        words = shlex.split(line.replace('$(which qponder)', '&& qponder'), comments=True)
+        begin = [i for i, w in enumerate(words) if w == 'qponder' and (not i or words[i - 1] in between)]
+        found += [[*takewhile(lambda w: w not in between, words[i + 1:])] for i in begin]
+    return found
+
+
+def test_commands_are_found(tmp_path):
+    page = tmp_path/'page.md'
+    page.write_text('```sh\npip install qponder  # qponder no\nx $(which qponder) run \\\n --preset a && ls\n```\n'
+                    '```python\nqponder no\n```', encoding='utf-8')
+    assert commands(page) == [['run', '--preset', 'a']]
+    page = page.with_suffix('.ipynb')
+    cell = dict(cell_type='code', source=['!qponder rate a.jpg \\\n', '  --json'])
+    page.write_text(json.dumps(dict(cells=[cell])), encoding='utf-8')
+    assert commands(page) == [['rate', 'a.jpg', '--json']]
+
+
+def test_commands_in_pages_exist(capsys):
+    found = [(page, words) for page in (README, *sorted(NBS.rglob('*.ipynb'))) for words in commands(page)]
+    assert len(found) > 20
+    for page, words in found:
+        try: args = make_parser().parse_args(words)
+        except SystemExit: pytest.fail(f'{page.name}: qponder {shlex.join(words)}: {capsys.readouterr().err}')
+        check_keys(read_overrides(given(args)), stage_settings())
 
 
 def test_notebooks_are_clean_and_exported():
