@@ -7,14 +7,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+from PIL import Image
 
-from qponder.distill import DistillSettings, MeasuredTeacher, distill, keep_table, load_records
+from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, distill, keep_table, load_records
+from qponder.distill import Request as Question
 from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
 from qponder.scale import QPonderError
@@ -55,13 +58,14 @@ def server(tmp_path_factory):
 class Proxy(BaseHTTPRequestHandler):
     "Hands questions on, and spoils some; the class keeps count."
     turn, lock, whole, spoilt, behind, moods, asked = 0, threading.Lock(), Counter(), Counter(), '', MOODS, []
+    times, pause = [], {'Retry-After': '1'}
 
     def log_message(self, *args): pass
 
-    def reply(self, status: int, body: bytes, **headers: str):
+    def reply(self, status: int, body: bytes, headers: dict[str, str] = {}):
         self.send_response(status)
-        for k, v in {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **headers}.items():
-            self.send_header(k.replace('_', '-'), v)
+        for k, v in ({'Content-Type': 'application/json', 'Content-Length': str(len(body))} | headers).items():
+            self.send_header(k, v)
         self.end_headers()
         self.wfile.write(body)
 
@@ -71,11 +75,13 @@ class Proxy(BaseHTTPRequestHandler):
             mood = Proxy.moods[Proxy.turn % len(Proxy.moods)]
             Proxy.turn += 1
             Proxy.asked.append(json.loads(asked))
+            Proxy.times.append(time.time())
             if mood != 'ok': self.spoilt[mood] += 1
         if mood == 'prose': return self.reply(200, json.dumps(PROSE).encode())
+        if mood == 'mute': return self.reply(200, json.dumps(PROSE | dict(choices=[])).encode())
         if mood == 'cut': return self.connection.close()
-        if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', Retry_After='0')
-        if mood == 'slow': return time.sleep(9)
+        if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', Proxy.pause)
+        if mood == 'slow': return time.sleep(21)
         question = Request(self.behind + self.path, asked, {'Content-Type': 'application/json'})
         body = urlopen(question, timeout=120).read()
         if mood == 'half': return self.reply(200, body[:len(body)//2])
@@ -85,8 +91,8 @@ class Proxy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(server):
-    Proxy.turn, Proxy.behind, Proxy.moods = 0, server, MOODS
-    for seen in (Proxy.whole, Proxy.spoilt, Proxy.asked): seen.clear()
+    Proxy.turn, Proxy.behind, Proxy.moods, Proxy.pause = 0, server, MOODS, {'Retry-After': '1'}
+    for seen in (Proxy.whole, Proxy.spoilt, Proxy.asked, Proxy.times): seen.clear()
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), Proxy)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{httpd.server_port}/v1'
@@ -95,8 +101,47 @@ def proxy(server):
 
 
 def teacher(url: str, **how) -> ServedTeacher:
-    usual = dict(url=url, model=MODEL, at_once=2, max_tokens=96, timeout=8, retries=8)
+    usual = dict(url=url, model=MODEL, at_once=2, max_tokens=96, timeout=20, retries=8)
     return ServedTeacher(ServedSettings(**usual | how))
+
+
+SMALL = Question(Image.new('RGB', (8, 8)), 'a.png', 3.)
+
+
+def gaps() -> list[float]: return [later - t for t, later in zip(Proxy.times, Proxy.times[1:])]
+
+
+def test_a_server_gets_the_pause_that_it_asks_for(proxy):
+    Proxy.moods, Proxy.pause, served = [429, 'prose'], {'Retry-After': '2'}, teacher(proxy)
+    served(SMALL)
+    assert len(gaps()) == 1 and 2 <= gaps()[0] < 4
+    Proxy.times.clear()
+    Proxy.pause = {'Retry-After': formatdate(until := int(time.time()) + 3, usegmt=True)}
+    served(SMALL)
+    assert len(gaps()) == 1 and until <= Proxy.times[1] < until + 2
+
+
+def test_a_rate_is_kept_by_those_who_ask_again(proxy):
+    Proxy.moods, Proxy.pause = [500, 429, 'mute', 'prose'], {'Retry-After-Ms': '1'}
+    begin = time.monotonic()
+    teacher(proxy, per_minute=120)(SMALL)
+    assert len(Proxy.times) == 4 and time.monotonic() - begin >= 1.5
+
+
+def test_all_trouble_shares_one_number_of_tries(proxy):
+    Proxy.moods, Proxy.pause = [500, 'mute', 429, 'mute'], {'Retry-After-Ms': '1'}
+    with pytest.raises(Unanswered, match='no text in the answer, asked 4 times'): teacher(proxy, retries=3)(SMALL)
+    assert len(Proxy.times) == 4
+    Proxy.moods, Proxy.pause = [400, 429], {'Retry-After': '86400'}
+    for status in (400, 429):
+        with pytest.raises(Unanswered, match=f'{status}: .*not now'): teacher(proxy)(SMALL)
+    assert len(Proxy.times) == 6
+
+
+def test_pauses_grow_where_a_server_names_none(proxy):
+    Proxy.moods, Proxy.pause = [503, 503, 'prose'], {'Retry-After': '0'}
+    teacher(proxy)(SMALL)
+    assert .75 <= gaps()[0] < 1.5 <= gaps()[1] < 3
 
 
 def test_nothing_is_lost_and_nothing_asked_twice(proxy, tmp_path):
