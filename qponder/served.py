@@ -16,7 +16,7 @@ import json
 import os
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -177,16 +177,19 @@ _BROKEN = json.JSONDecodeError, UnicodeDecodeError
 def answers(self: ServedTeacher,
     messages: list[dict], # the question
     **how: Any, # sampling
-) -> Iterator[Any]: # `openai` completions, for those who want another one
-    "What comes back when a question is asked up to `retries` + 1 times; raises the last error, or one that will not pass"
-    s = self.settings
+) -> Iterator[Any]: # `openai` completions, each with another seed, for those who want another one
+    "What comes back when a question is put up to `retries` + 1 times; raises the last error, or one that will not pass"
+    s, heard = self.settings, 0
     for n in range(s.retries + 1):
         self.wait()
-        try: answer = self.client.chat.completions.create(model=s.model, messages=messages, seed=self.seed, **how)
+        seed = self.seed + heard
+        try: answer = self.client.chat.completions.create(model=s.model, messages=messages, seed=seed, **how)
         except (sdk().APIError, *_BROKEN) as e:
             if n == s.retries or not may_pass(e): raise
             time.sleep(pause(e, n))
-        else: yield answer
+        else:
+            heard += 1
+            yield answer
 
 # %% ../nbs/05b_served.ipynb #5ca0e47f
 @patch
@@ -200,8 +203,10 @@ def reply(self: ServedTeacher,
         with self.lock:
             self.tokens_in += getattr(usage, 'prompt_tokens', 0) or 0
             self.tokens_out += getattr(usage, 'completion_tokens', 0) or 0
-        said = getattr(choices[0], 'message', None) if choices else None
-        if text := getattr(said, 'content', None): return text
+        first = choices[0] if choices else None
+        if text := getattr(getattr(first, 'message', None), 'content', None): return text
+        if getattr(first, 'finish_reason', None) == 'length':
+            raise Unanswered(f'{s.url}: no text within {s.max_tokens} tokens: raise served_max_tokens')
     raise Unanswered(f'{s.url}: no text in the answer, asked {s.retries + 1} times')
 
 # %% ../nbs/05b_served.ipynb #1e6f3728

@@ -29,6 +29,8 @@ MODEL, MOODS = str(ASSETS/'nano'), (429, 'ok', 500, 'ok', 'cut', 'ok', 'half', '
 PROSE = {'id': '1', 'object': 'chat.completion', 'created': 0, 'model': MODEL, 'choices': [
     {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': 'What a lovely photo!'}}]}
 
+THOUGHT = {'index': 0, 'finish_reason': 'length', 'message': {'role': 'assistant', 'content': ''}}
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -62,9 +64,9 @@ class Proxy(BaseHTTPRequestHandler):
 
     def log_message(self, *args): pass
 
-    def reply(self, status: int, body: bytes, headers: dict[str, str] = {}):
+    def reply(self, status: int, body: bytes, **headers: str):
         self.send_response(status)
-        for k, v in ({'Content-Type': 'application/json', 'Content-Length': str(len(body))} | headers).items():
+        for k, v in {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **headers}.items():
             self.send_header(k, v)
         self.end_headers()
         self.wfile.write(body)
@@ -79,8 +81,9 @@ class Proxy(BaseHTTPRequestHandler):
             if mood != 'ok': self.spoilt[mood] += 1
         if mood == 'prose': return self.reply(200, json.dumps(PROSE).encode())
         if mood == 'mute': return self.reply(200, json.dumps(PROSE | dict(choices=[])).encode())
+        if mood == 'long': return self.reply(200, json.dumps(PROSE | dict(choices=[THOUGHT])).encode())
         if mood == 'cut': return self.connection.close()
-        if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', Proxy.pause)
+        if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', **Proxy.pause)
         if mood == 'slow': return time.sleep(21)
         question = Request(self.behind + self.path, asked, {'Content-Type': 'application/json'})
         body = urlopen(question, timeout=120).read()
@@ -136,6 +139,18 @@ def test_all_trouble_shares_one_number_of_tries(proxy):
     for status in (400, 429):
         with pytest.raises(Unanswered, match=f'{status}: .*not now'): teacher(proxy)(SMALL)
     assert len(Proxy.times) == 6
+
+
+def test_silence_is_answered_with_another_seed(proxy):
+    Proxy.moods, Proxy.pause = ['mute', 500, 'mute', 'prose'], {'Retry-After-Ms': '1'}
+    for _ in range(2): assert 'lovely' in teacher(proxy)(SMALL)
+    assert [q['seed'] for q in Proxy.asked] == [0, 1, 1, 2] * 2
+
+
+def test_an_answer_of_thoughts_alone_is_not_bought_again(proxy):
+    Proxy.moods = ['long']
+    with pytest.raises(Unanswered, match='no text within 96 tokens: raise served_max_tokens'): teacher(proxy)(SMALL)
+    assert len(Proxy.asked) == 1
 
 
 def test_pauses_grow_where_a_server_names_none(proxy):
