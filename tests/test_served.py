@@ -104,7 +104,7 @@ def proxy(server):
 
 
 def teacher(url: str, **how) -> ServedTeacher:
-    usual = dict(url=url, model=MODEL, at_once=2, max_tokens=96, timeout=20, retries=8)
+    usual = dict(url=url, model=MODEL, at_once=2, max_tokens=96, timeout=20, retries=20)
     return ServedTeacher(ServedSettings(**usual | how))
 
 
@@ -151,6 +151,35 @@ def test_an_answer_of_thoughts_alone_is_not_bought_again(proxy):
     Proxy.moods = ['long']
     with pytest.raises(Unanswered, match='no text within 96 tokens: raise served_max_tokens'): teacher(proxy)(SMALL)
     assert len(Proxy.asked) == 1
+
+
+def test_a_limit_that_cannot_be_kept_ends_the_run_and_loses_nothing(proxy, tmp_path):
+    Proxy.moods = ['prose']
+    rows = [dict(path=str(p), score=3.) for p in pristine()[:4]]
+    with pytest.raises(QPonderError, match='reports no usage, so served_spend cannot be kept: set it to 0'):
+        distill(rows, teacher(proxy, at_once=1, price_in=1, spend=.01), tmp_path)
+    assert len(load_records(tmp_path/'traces.jsonl')) == len(Proxy.asked) == 1
+    assert all(r.raw for r in distill(rows, teacher(proxy), tmp_path)) and len(Proxy.asked) == 4
+
+
+def test_a_slow_first_answer_does_not_make_a_dead_address(proxy, tmp_path):
+    Proxy.moods = ['slow', 'prose']
+    rows = [dict(path=str(p), score=3.) for p in pristine()[:2]]
+    records = distill(rows, teacher(proxy, at_once=1, retries=0, timeout=1.5), tmp_path)
+    assert [r.verdict for r in records] == ['unanswered', 'grammar']
+    assert 'no answer in 1.5 s: raise served_timeout' in records[0].note
+
+
+def test_an_address_that_swallows_everything_is_a_dead_one():
+    with socket.socket() as full:
+        full.bind(('127.0.0.1', 0))
+        full.listen(0)
+        guests = [socket.socket() for _ in range(4)]
+        for guest in guests: guest.setblocking(False); guest.connect_ex(full.getsockname())
+        url = f'http://127.0.0.1:{full.getsockname()[1]}/v1'
+        with pytest.raises(QPonderError, match='cannot be reached.*served_url'):
+            teacher(url, retries=0, timeout=.5)(SMALL)
+        for guest in guests: guest.close()
 
 
 def test_pauses_grow_where_a_server_names_none(proxy):
