@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
-from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, distill, keep_table, load_records
+from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, distill, judge, keep_table, load_records
 from qponder.distill import Request as Question
 from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
@@ -24,12 +24,22 @@ from qponder.scale import QPonderError
 from qponder.served import ServedSettings, ServedTeacher, served_examiner
 
 pytest.importorskip('uvicorn', reason='transformers serve needs transformers[serving]')
-MODEL, MOODS = str(ASSETS/'nano'), (429, 'ok', 500, 'ok', 'cut', 'ok', 'half', 'ok', 'slow', 'ok')
+MODEL = str(ASSETS/'nano')
+MOODS = 429, 'ok', 500, 'blind', 'cut', 'ok', 'half', 'double', 'slow', 'ok'
+PHOTOS = {'blind': 0, 'double': 2}
 
 PROSE = {'id': '1', 'object': 'chat.completion', 'created': 0, 'model': MODEL, 'choices': [
     {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': 'What a lovely photo!'}}]}
 
 THOUGHT = {'index': 0, 'finish_reason': 'length', 'message': {'role': 'assistant', 'content': ''}}
+
+
+def with_photos(times: int, asked: bytes) -> bytes:
+    "A question whose photo is left out, or is there twice."
+    question = json.loads(asked)
+    told = question['messages'][0]['content']
+    told[:] = [part for part in told for _ in range(times if part['type'] == 'image_url' else 1)]
+    return json.dumps(question).encode()
 
 
 def free_port() -> int:
@@ -85,7 +95,8 @@ class Proxy(BaseHTTPRequestHandler):
         if mood == 'cut': return self.connection.close()
         if isinstance(mood, int): return self.reply(mood, b'{"error": {"message": "not now"}}', **Proxy.pause)
         if mood == 'slow': return time.sleep(21)
-        question = Request(self.behind + self.path, asked, {'Content-Type': 'application/json'})
+        sent = with_photos(PHOTOS.get(mood, 1), asked)
+        question = Request(self.behind + self.path, sent, {'Content-Type': 'application/json'})
         body = urlopen(question, timeout=120).read()
         if mood == 'half': return self.reply(200, body[:len(body)//2])
         with self.lock: self.whole[json.loads(asked)['messages'][0]['content'][0]['image_url']['url']] += 1
@@ -197,6 +208,22 @@ def test_nothing_is_lost_and_nothing_asked_twice(proxy, tmp_path):
     assert served.answered == sum(Proxy.whole.values()) == 12
     assert all(Proxy.spoilt[m] for m in MOODS if m != 'ok')
     assert keep_table(records)['dropped'].sum() + sum(r.verdict == 'kept' for r in records) == 12
+    again = teacher(proxy)
+    assert distill(rows, again, tmp_path) == records and again.asked == 0
+
+
+def test_a_question_that_loses_or_doubles_its_photo_is_answered_and_judged_like_others(proxy, tmp_path):
+    Proxy.moods, served, sent = ['ok', 'blind', 'double'], teacher(proxy, at_once=1, timeout=120), []
+    rows = [dict(path=str(p), score=3.) for p in pristine()[:3]]
+    for i in range(3):
+        before = served.tokens_in
+        records = distill(rows[:i + 1], served, tmp_path)
+        sent.append(served.tokens_in - before)
+    whole, blind, double = sent
+    assert 0 < whole - blind == double - whole
+    assert set(Proxy.whole.values()) == {1} and len(Proxy.whole) == len(records) == served.answered == served.asked == 3
+    assert all(r.raw and not r.note and r == judge(r, DistillSettings()) for r in records)
+    assert keep_table(records)['dropped'].sum() + sum(r.verdict == 'kept' for r in records) == 3
     again = teacher(proxy)
     assert distill(rows, again, tmp_path) == records and again.asked == 0
 
