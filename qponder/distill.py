@@ -488,6 +488,8 @@ def _write(
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
             for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
+            f.flush()
+            os.fsync(f.fileno())
         if target != path: os.replace(target, path)
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '

@@ -1,6 +1,7 @@
 "The store survives interruption, asks nothing twice and invents nothing"
 import errno
 import json
+import os
 from dataclasses import replace
 from itertools import combinations, product
 from random import Random
@@ -222,6 +223,18 @@ def test_spoilt_store_and_unwritable_folder(rows, whole, tmp_path, monkeypatch):
     with pytest.raises(QPonderError, match='No space left on device'): distill(rows, Counting(), full)
     monkeypatch.undo()
     assert len(load_records(full/'traces.jsonl')) == 2
+
+
+def test_an_answer_is_on_the_disk_before_the_next_is_asked_for(rows, tmp_path, monkeypatch):
+    real, safe = os.fsync, []
+
+    def seen(number):
+        real(number)
+        safe.append(os.fstat(number).st_size)
+    monkeypatch.setattr(os, 'fsync', seen)
+    distill(rows, Counting(), tmp_path)
+    ends = np.cumsum([len(line) for line in (tmp_path/'traces.jsonl').read_bytes().splitlines(keepends=True)])
+    assert safe == [*ends, (tmp_path/'kept.jsonl').stat().st_size]
 
 
 fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=Random(3))
