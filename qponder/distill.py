@@ -316,10 +316,11 @@ def grammar(
 # %% ../nbs/05_distill.ipynb #459476bd
 @record_filter
 def gap(
-    record: Record, # with a human score
-    settings: DistillSettings = DistillSettings(), # `max_gap`
+    record: Record, # answered
+    settings: DistillSettings = DistillSettings(), # `max_gap`, `label`
 ) -> bool: # whether the scores are close
-    "Keep answers whose score is near the human one"
+    "Keep answers whose score is near the human one; where nobody rated, all from which the teacher's is learnt"
+    if record.score is None: return settings.label == 'teacher' and record.teacher_score is not None
     return record.gap is not None and record.gap <= settings.max_gap
 
 # %% ../nbs/05_distill.ipynb #f58d4851
@@ -615,14 +616,18 @@ def ask(
     teacher: Teacher, # who writes
     settings: DistillSettings, # prompt, decimals and tone
 ) -> Record: # with the raw answer, not yet judged
-    "Put one photo to a teacher and keep what it says; `QPonderError` where there is no score to be told"
+    "Put one photo to a teacher and keep what it says; `QPonderError` where there is no score to tell or to learn"
     about = {k: row.get(k) for k in ('score', 'std', 'distortion', 'severity')}
     prompt, known = prompt_for(row, teacher, settings), (about['distortion'], about['severity'])
     told, damage = what_is_told(row, prompt, settings)
     score = _rounded(row, settings) if settings.tone else None
     faults = photo_faults(image, score, *known, getattr(teacher, 'calibration', None))
     try: text = '' if hasattr(teacher, 'prompt') else fill(prompt, told, damage=damage).text
-    except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no') from e
+    except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no and '
+                                                 'distill_label = teacher') from e
+    if text and about['score'] is None and settings.label == 'human':
+        raise QPonderError(f'{row["path"]}: nobody rated it, so there is no score to learn; leave it out, or set '
+                           'distill_label = teacher')
     raw = teacher(Request(image, row['path'], told, *known, faults, text))
     return Record(path=row['path'], image_sha=image_sha(image), name=row.get('name') or '', **about, faults=faults,
                   raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt=prompt.name,

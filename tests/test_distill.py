@@ -351,8 +351,18 @@ def test_told_and_untold(rows, tmp_path):
         assert {r.prompt for r in records} == {'expert' if tell else 'expert-untold'}
     assert len(load_records(tmp_path/'traces.jsonl')) == 10
     unrated = [{k: v for k, v in rows[0].items() if k != 'score'}]
-    with pytest.raises(QPonderError, match='0.png: .*tells the score.*distill_tell = no'):
+    with pytest.raises(QPonderError, match='0.png: .*tells the score.*distill_tell = no and distill_label = teacher'):
         distill(unrated, Reader(), tmp_path)
+
+
+def test_a_photo_that_nobody_rated_teaches_the_score_of_the_teacher(rows, tmp_path):
+    unrated, reader = [{k: v for k, v in row.items() if k != 'score'} for row in rows], Reader()
+    with pytest.raises(QPonderError, match='0.png: nobody rated it.*distill_label = teacher'):
+        distill(unrated, reader, tmp_path, DistillSettings(tell=False))
+    assert not reader.asked
+    records = distill(unrated, reader, tmp_path, DistillSettings(tell=False, label='teacher'))
+    assert {(r.verdict, r.score, r.gap, r.target) for r in records} == {('kept', None, None, 3.0)}
+    assert judge(replace(records[0], raw='fine'), DistillSettings(label='teacher')).verdict == 'grammar'
 
 
 def test_known_damage_is_told_to_those_who_read(rows, tmp_path):
