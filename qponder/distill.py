@@ -7,8 +7,8 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'Request', 'T
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
            'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_records', 'fingerprint',
-           'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'ask',
-           'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
+           'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions',
+           'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -609,6 +609,17 @@ def versions(
         known = dict(view=0, damage=damage, distortion=kind, severity=int(severity))
         yield plain | known | {'score': spoiled_score(row['score'], int(severity))}, spoil(photo, damage)
 
+# %% ../nbs/05_distill.ipynb #d7e9c89e
+def faults_to_tell(
+    row: Mapping[str, Any], # as in `distill`
+    image: Image.Image, # its photo, RGB
+    teacher: Teacher, # may have a `calibration` of its own
+    settings: DistillSettings, # `tone`, `decimals`
+) -> dict[str, int]: # fault -> degree 1 to 3, at most one per aspect
+    "What a trace should say, in the tone that the settings ask for"
+    score = _rounded(row, settings) if settings.tone else None
+    return photo_faults(image, score, row.get('distortion'), row.get('severity'), getattr(teacher, 'calibration', None))
+
 # %% ../nbs/05_distill.ipynb #733c8583
 def ask(
     row: Mapping[str, Any], # as in `distill`
@@ -620,8 +631,7 @@ def ask(
     about = {k: row.get(k) for k in ('score', 'std', 'distortion', 'severity')}
     prompt, known = prompt_for(row, teacher, settings), (about['distortion'], about['severity'])
     told, damage = what_is_told(row, prompt, settings)
-    score = _rounded(row, settings) if settings.tone else None
-    faults = photo_faults(image, score, *known, getattr(teacher, 'calibration', None))
+    faults = faults_to_tell(row, image, teacher, settings)
     try: text = '' if hasattr(teacher, 'prompt') else fill(prompt, told, damage=damage).text
     except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no and '
                                                  'distill_label = teacher') from e
@@ -711,6 +721,18 @@ def examined(
     except Unanswered as e: return judge(replace(record, examiner='', marks='', note=str(e)), settings)
     return judge(replace(record, examiner=who, marks=marks, note=''), settings)
 
+# %% ../nbs/05_distill.ipynb #032d43be
+def _retoned(
+    old: Record | None, # the answer to the same question in the other tone
+    row: Mapping[str, Any], # as in `distill`
+    image: Image.Image, # its photo, RGB
+    teacher: Teacher, # may have `told_faults = False`
+    settings: DistillSettings, # `tone`
+) -> Record | None: # None: to be asked
+    "An answer that does not depend on the tone, with the faults of the one that is asked for"
+    if old is None or getattr(teacher, 'told_faults', True): return None
+    return replace(old, faults=faults_to_tell(row, image, teacher, settings))
+
 # %% ../nbs/05_distill.ipynb #d7ae3e0b
 def _answer(
     row: Mapping[str, Any], # from `versions`
@@ -729,9 +751,10 @@ def _answer(
     about |= {k: row.get(k) for k in ('view', 'damage')}
     prompt = prompt_for(row, teacher, settings)
     told, damage = what_is_told(row, prompt, settings)
-    key = question(image_sha(image), told, teacher, settings, prompt, *filter(None, [damage]))
+    key, other = (question(image_sha(image), told, teacher, how, prompt, *filter(None, [damage]))
+                  for how in (settings, replace(settings, tone=not settings.tone)))
     with answers.only(key):
-        old = answers.get(key)
+        old = answers.get(key) or _retoned(answers.get(other), row, image, teacher, settings)
         try: record = judge(replace(old or ask(row, image, teacher, settings), id=key, **about), settings)
         except Unanswered as e:
             record = Record(key, **about, image_sha=image_sha(image), verdict='unanswered', note=str(e))

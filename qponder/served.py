@@ -98,6 +98,7 @@ class ServedTeacher:
         self.settings, self.seed, self.at_once = settings, seed, settings.at_once
         self.asked = self.answered = self.unanswered_in_a_row = self.tokens_in = self.tokens_out = 0
         self.lock, self.turn, self.messages, self.unmetered = Lock(), 0., messages, False
+        self.told_faults = messages is not chat
 
     @cached_property
     def client(self) -> Any: # an `openai.OpenAI`

@@ -365,6 +365,23 @@ def test_a_photo_that_nobody_rated_teaches_the_score_of_the_teacher(rows, tmp_pa
     assert judge(replace(records[0], raw='fine'), DistillSettings(label='teacher')).verdict == 'grammar'
 
 
+class Deaf(Counting):
+    "Is asked in words, and never told of faults."
+    name, told_faults = 'deaf', False
+
+
+def test_who_is_not_told_of_faults_is_not_asked_again_in_another_tone(rows, tmp_path):
+    photos, plain = [dict(rows[0], score=4.8), rows[1]], DistillSettings(tone=False)
+    deaf, first, other = Deaf(), tmp_path/'first', tmp_path/'other'
+    toned = distill(photos, deaf, first)
+    again = distill(photos, deaf, first, plain), distill(photos, deaf, other, plain, before=[first/'traces.jsonl'])
+    assert len(deaf.asked) == 2 and again[0] == again[1]
+    assert [r.raw for r in again[0]] == [r.raw for r in toned] and {r.verdict for r in again[0]} == {'kept'}
+    assert max(toned[0].faults.values()) == 1 < max(again[0][0].faults.values())
+    assert [r.faults for r in again[0]] == [r.faults for r in distill(photos, Counting(), tmp_path/'told', plain)]
+    assert distill(photos, deaf, first) == toned and len(load_records(first/'traces.jsonl')) == 4
+
+
 def test_known_damage_is_told_to_those_who_read(rows, tmp_path):
     reader = Reader()
     records = distill(rows[:1], reader, tmp_path, DistillSettings(spoiled=2))

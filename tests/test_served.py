@@ -210,6 +210,8 @@ def test_nothing_is_lost_and_nothing_asked_twice(proxy, tmp_path):
     assert keep_table(records)['dropped'].sum() + sum(r.verdict == 'kept' for r in records) == 12
     again = teacher(proxy)
     assert distill(rows, again, tmp_path) == records and again.asked == 0
+    otherwise = distill(rows, again, tmp_path, DistillSettings(tone=False))
+    assert [r.raw for r in otherwise] == [r.raw for r in records] and again.asked == 0
 
 
 def test_a_question_that_loses_or_doubles_its_photo_is_answered_and_judged_like_others(proxy, tmp_path):
