@@ -152,7 +152,7 @@ def asked_to_wait(
 # %% ../nbs/05b_served.ipynb #c08d87f0
 def pause(
     error: Exception, # as for `asked_to_wait`
-    n: int, # earlier errors of the same question, from 0
+    n: int, # earlier tries of the same question, from 0
 ) -> float: # seconds
     "How long to wait before a question is asked again"
     return asked_to_wait(error) or min(60, 2**n) * Random().uniform(.75, 1)

@@ -10,12 +10,14 @@ from collections import Counter
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace as NS
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
 
+import qponder.served as module
 from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, distill, judge, keep_table, load_records
 from qponder.distill import Request as Question
 from qponder.pairs import distill_pairs
@@ -133,6 +135,13 @@ def test_a_server_gets_the_pause_that_it_asks_for(proxy):
     Proxy.pause = {'Retry-After': formatdate(until := int(time.time()) + 3, usegmt=True)}
     served(SMALL)
     assert len(gaps()) == 1 and until <= Proxy.times[1] < until + 2
+
+
+def test_a_pause_of_minutes_is_kept_too(proxy, monkeypatch):
+    slept = []
+    monkeypatch.setattr(module, 'time', NS(time=time.time, monotonic=time.monotonic, sleep=slept.append))
+    Proxy.moods, Proxy.pause = [429, 'prose'], {'Retry-After': '180'}
+    assert 'lovely' in teacher(proxy)(SMALL) and [s for s in slept if s] == [180] and len(Proxy.times) == 2
 
 
 def test_a_rate_is_kept_by_those_who_ask_again(proxy):
