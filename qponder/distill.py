@@ -7,8 +7,8 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'Request', 'T
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
            'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_records', 'fingerprint',
-           'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'ask',
-           'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
+           'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions',
+           'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -316,10 +316,11 @@ def grammar(
 # %% ../nbs/05_distill.ipynb #459476bd
 @record_filter
 def gap(
-    record: Record, # with a human score
-    settings: DistillSettings = DistillSettings(), # `max_gap`
+    record: Record, # answered
+    settings: DistillSettings = DistillSettings(), # `max_gap`, `label`
 ) -> bool: # whether the scores are close
-    "Keep answers whose score is near the human one"
+    "Keep answers whose score is near the human one; where nobody rated, all from which the teacher's is learnt"
+    if record.score is None: return settings.label == 'teacher' and record.teacher_score is not None
     return record.gap is not None and record.gap <= settings.max_gap
 
 # %% ../nbs/05_distill.ipynb #f58d4851
@@ -488,6 +489,8 @@ def _write(
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
             for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
+            f.flush()
+            os.fsync(f.fileno())
         if target != path: os.replace(target, path)
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '
@@ -606,6 +609,17 @@ def versions(
         known = dict(view=0, damage=damage, distortion=kind, severity=int(severity))
         yield plain | known | {'score': spoiled_score(row['score'], int(severity))}, spoil(photo, damage)
 
+# %% ../nbs/05_distill.ipynb #d7e9c89e
+def faults_to_tell(
+    row: Mapping[str, Any], # as in `distill`
+    image: Image.Image, # its photo, RGB
+    teacher: Teacher, # may have a `calibration` of its own
+    settings: DistillSettings, # `tone`, `decimals`
+) -> dict[str, int]: # fault -> degree 1 to 3, at most one per aspect
+    "What a trace should say, in the tone that the settings ask for"
+    score = _rounded(row, settings) if settings.tone else None
+    return photo_faults(image, score, row.get('distortion'), row.get('severity'), getattr(teacher, 'calibration', None))
+
 # %% ../nbs/05_distill.ipynb #733c8583
 def ask(
     row: Mapping[str, Any], # as in `distill`
@@ -613,14 +627,17 @@ def ask(
     teacher: Teacher, # who writes
     settings: DistillSettings, # prompt, decimals and tone
 ) -> Record: # with the raw answer, not yet judged
-    "Put one photo to a teacher and keep what it says; `QPonderError` where there is no score to be told"
+    "Put one photo to a teacher and keep what it says; `QPonderError` where there is no score to tell or to learn"
     about = {k: row.get(k) for k in ('score', 'std', 'distortion', 'severity')}
     prompt, known = prompt_for(row, teacher, settings), (about['distortion'], about['severity'])
     told, damage = what_is_told(row, prompt, settings)
-    score = _rounded(row, settings) if settings.tone else None
-    faults = photo_faults(image, score, *known, getattr(teacher, 'calibration', None))
+    faults = faults_to_tell(row, image, teacher, settings)
     try: text = '' if hasattr(teacher, 'prompt') else fill(prompt, told, damage=damage).text
-    except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no') from e
+    except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no and '
+                                                 'distill_label = teacher') from e
+    if text and about['score'] is None and settings.label == 'human':
+        raise QPonderError(f'{row["path"]}: nobody rated it, so there is no score to learn; leave it out, or set '
+                           'distill_label = teacher')
     raw = teacher(Request(image, row['path'], told, *known, faults, text))
     return Record(path=row['path'], image_sha=image_sha(image), name=row.get('name') or '', **about, faults=faults,
                   raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt=prompt.name,
@@ -704,6 +721,18 @@ def examined(
     except Unanswered as e: return judge(replace(record, examiner='', marks='', note=str(e)), settings)
     return judge(replace(record, examiner=who, marks=marks, note=''), settings)
 
+# %% ../nbs/05_distill.ipynb #032d43be
+def _retoned(
+    old: Record | None, # the answer to the same question in the other tone
+    row: Mapping[str, Any], # as in `distill`
+    image: Image.Image, # its photo, RGB
+    teacher: Teacher, # may have `told_faults = False`
+    settings: DistillSettings, # `tone`
+) -> Record | None: # None: to be asked
+    "An answer that does not depend on the tone, with the faults of the one that is asked for"
+    if old is None or getattr(teacher, 'told_faults', True): return None
+    return replace(old, faults=faults_to_tell(row, image, teacher, settings))
+
 # %% ../nbs/05_distill.ipynb #d7ae3e0b
 def _answer(
     row: Mapping[str, Any], # from `versions`
@@ -722,9 +751,10 @@ def _answer(
     about |= {k: row.get(k) for k in ('view', 'damage')}
     prompt = prompt_for(row, teacher, settings)
     told, damage = what_is_told(row, prompt, settings)
-    key = question(image_sha(image), told, teacher, settings, prompt, *filter(None, [damage]))
+    key, other = (question(image_sha(image), told, teacher, how, prompt, *filter(None, [damage]))
+                  for how in (settings, replace(settings, tone=not settings.tone)))
     with answers.only(key):
-        old = answers.get(key)
+        old = answers.get(key) or _retoned(answers.get(other), row, image, teacher, settings)
         try: record = judge(replace(old or ask(row, image, teacher, settings), id=key, **about), settings)
         except Unanswered as e:
             record = Record(key, **about, image_sha=image_sha(image), verdict='unanswered', note=str(e))

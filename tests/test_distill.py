@@ -1,6 +1,7 @@
 "The store survives interruption, asks nothing twice and invents nothing"
 import errno
 import json
+import os
 from dataclasses import replace
 from itertools import combinations, product
 from random import Random
@@ -224,6 +225,18 @@ def test_spoilt_store_and_unwritable_folder(rows, whole, tmp_path, monkeypatch):
     assert len(load_records(full/'traces.jsonl')) == 2
 
 
+def test_an_answer_is_on_the_disk_before_the_next_is_asked_for(rows, tmp_path, monkeypatch):
+    real, safe = os.fsync, []
+
+    def seen(number):
+        real(number)
+        safe.append(os.fstat(number).st_size)
+    monkeypatch.setattr(os, 'fsync', seen)
+    distill(rows, Counting(), tmp_path)
+    ends = np.cumsum([len(line) for line in (tmp_path/'traces.jsonl').read_bytes().splitlines(keepends=True)])
+    assert safe == [*ends, (tmp_path/'kept.jsonl').stat().st_size]
+
+
 fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=Random(3))
 
 
@@ -338,8 +351,35 @@ def test_told_and_untold(rows, tmp_path):
         assert {r.prompt for r in records} == {'expert' if tell else 'expert-untold'}
     assert len(load_records(tmp_path/'traces.jsonl')) == 10
     unrated = [{k: v for k, v in rows[0].items() if k != 'score'}]
-    with pytest.raises(QPonderError, match='0.png: .*tells the score.*distill_tell = no'):
+    with pytest.raises(QPonderError, match='0.png: .*tells the score.*distill_tell = no and distill_label = teacher'):
         distill(unrated, Reader(), tmp_path)
+
+
+def test_a_photo_that_nobody_rated_teaches_the_score_of_the_teacher(rows, tmp_path):
+    unrated, reader = [{k: v for k, v in row.items() if k != 'score'} for row in rows], Reader()
+    with pytest.raises(QPonderError, match='0.png: nobody rated it.*distill_label = teacher'):
+        distill(unrated, reader, tmp_path, DistillSettings(tell=False))
+    assert not reader.asked
+    records = distill(unrated, reader, tmp_path, DistillSettings(tell=False, label='teacher'))
+    assert {(r.verdict, r.score, r.gap, r.target) for r in records} == {('kept', None, None, 3.0)}
+    assert judge(replace(records[0], raw='fine'), DistillSettings(label='teacher')).verdict == 'grammar'
+
+
+class Deaf(Counting):
+    "Is asked in words, and never told of faults."
+    name, told_faults = 'deaf', False
+
+
+def test_who_is_not_told_of_faults_is_not_asked_again_in_another_tone(rows, tmp_path):
+    photos, plain = [dict(rows[0], score=4.8), rows[1]], DistillSettings(tone=False)
+    deaf, first, other = Deaf(), tmp_path/'first', tmp_path/'other'
+    toned = distill(photos, deaf, first)
+    again = distill(photos, deaf, first, plain), distill(photos, deaf, other, plain, before=[first/'traces.jsonl'])
+    assert len(deaf.asked) == 2 and again[0] == again[1]
+    assert [r.raw for r in again[0]] == [r.raw for r in toned] and {r.verdict for r in again[0]} == {'kept'}
+    assert max(toned[0].faults.values()) == 1 < max(again[0][0].faults.values())
+    assert [r.faults for r in again[0]] == [r.faults for r in distill(photos, Counting(), tmp_path/'told', plain)]
+    assert distill(photos, deaf, first) == toned and len(load_records(first/'traces.jsonl')) == 4
 
 
 def test_known_damage_is_told_to_those_who_read(rows, tmp_path):
