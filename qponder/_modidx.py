@@ -891,7 +891,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qponder.shards.shard_folder': ('shards.html#shard_folder', 'qponder/shards.py'),
                                 'qponder.shards.shard_inputs': ('shards.html#shard_inputs', 'qponder/shards.py'),
                                 'qponder.shards.shard_rows': ('shards.html#shard_rows', 'qponder/shards.py'),
-                                'qponder.shards.share_of': ('shards.html#share_of', 'qponder/shards.py'),
                                 'qponder.shards.tally': ('shards.html#tally', 'qponder/shards.py'),
                                 'qponder.shards.tar_json': ('shards.html#tar_json', 'qponder/shards.py'),
                                 'qponder.shards.tar_rows': ('shards.html#tar_rows', 'qponder/shards.py'),

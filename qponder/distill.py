@@ -292,6 +292,7 @@ class DistillSettings:
                     min_fidelity=(0, 5), min_consistency=(0, 5))
         for key, known in dict(label=('human', 'teacher'), language=('en', 'zh'), judge=('none', 'served')).items():
             if getattr(self, key) not in known: raise QPonderError(f'{key} must be {" or ".join(map(repr, known))}')
+        if self.min_words > self.max_words: raise QPonderError('min_words must not be above max_words')
 
 # %% ../nbs/05_distill.ipynb #7b9693c1
 FILTERS: dict[str, Callable[..., bool]] = {}

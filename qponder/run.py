@@ -356,8 +356,9 @@ class Run:
         stages = self.settings.stages
         if stages['reward'].consistency != 'judge' or not stages['reward'].w_consistency: return None
         from qponder.readers import judge_messages
-        from qponder.served import ServedTeacher
-        return ServedTeacher(replace(stages['served'], temperature=0.), self.settings.common.seed, judge_messages)
+        from qponder.served import ServedTeacher, shared_among
+        own = replace(shared_among(stages['served'], place().world), temperature=0.)
+        return ServedTeacher(own, self.settings.common.seed, judge_messages)
 
 # %% ../nbs/13_run.ipynb #a0db1038
 @dataclass(frozen=True)

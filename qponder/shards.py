@@ -13,9 +13,9 @@ end, and holds up no other."""
 
 # %% auto #0
 __all__ = ['Row', 'READERS', 'Do', 'DEATHS', 'ShardError', 'parquet_rows', 'tar_samples', 'tar_json', 'tar_rows', 'shard_rows',
-           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'RateJob', 'unpack', 'verdicts', 'share_of',
-           'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally',
-           'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
+           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'RateJob', 'unpack', 'verdicts', 'DistillJob',
+           'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally', 'work_plainly',
+           'ray_data', 'Worker', 'cause_of', 'work_spread']
 
 # %% ../nbs/13c_shards.ipynb #e9fe8f21
 import json
@@ -37,7 +37,7 @@ from .distill import DistillSettings, distill, mend
 from .rate import PHOTOS, Rater, Rating, rate_seen, try_open
 from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import QPonderError
-from .served import ServedSettings, served_examiner
+from .served import served_examiner, shared_among
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd
 Row = dict[str, Any] # path, image (bytes, or None: `path` is a file), and whatever else is known, such as score
@@ -211,15 +211,6 @@ def verdicts(
         if str(file) not in kept: file.unlink()
     return dict(Counter(r.verdict for r in records))
 
-# %% ../nbs/13c_shards.ipynb #fa458034
-def share_of(
-    served: ServedSettings, # of all workers together
-    workers: int = 1, # that ask
-) -> ServedSettings: # of one of them
-    "A worker's share of money and pace; one question at a time is the least"
-    return replace(served, at_once=max(1, served.at_once // workers), per_minute=served.per_minute / workers,
-                   spend=served.spend / workers)
-
 # %% ../nbs/13c_shards.ipynb #69b2c347
 @dataclass(frozen=True)
 class DistillJob:
@@ -233,7 +224,7 @@ class DistillJob:
     ) -> tuple[Any, Any]: # the teacher; the judge, or None
         "Who is asked, as in a run; `QPonderError` for a served model without a name"
         stages, d = self.settings.stages, self.settings.stages['distill']
-        served = share_of(stages['served'], workers)
+        served = shared_among(stages['served'], workers)
         teacher = Run(Path(), replace(self.settings, stages=stages | {'served': served})).teacher
         return teacher, served_examiner(served, d.judge_model) if d.judge == 'served' else None
 
