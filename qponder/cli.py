@@ -277,7 +277,9 @@ def do_shards(
 ) -> int: # exit code
     "`qponder shards`: rate or distill shards, and do what is left of them"
     from qponder.run import read_settings
+    from qponder.scale import QPonderError
     from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
+    if args.workers < 0 or args.gpus < 0: raise QPonderError('--workers and --gpus: give a number from 0')
     s = read_settings(args.preset, args.settings, given(args))
     rate = RateJob(args.model, not args.score_only, 'cuda' if args.gpus else 'cpu')
     job = rate if args.job == 'rate' else DistillJob(s)

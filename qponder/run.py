@@ -436,7 +436,9 @@ def disk_error(
     if number in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in text or 'file write failed' in text:
         return QPonderError(f'{folder}: the disk is full. What is finished is kept: free some space and give the same '
                             'command again, or put runs elsewhere with --runs')
-    if isinstance(error, OSError) and number in _REFUSED and str(error.filename or '').startswith(str(folder)):
+    name = str(getattr(error, 'filename', None) or '')
+    above = bool(name) and Path(name) in (folder, *folder.parents)
+    if isinstance(error, OSError) and (above or number in _REFUSED and name.startswith(str(folder))):
         return QPonderError(f'{error.filename}: cannot be written ({error.strerror}); choose another place with --runs')
     return None
 

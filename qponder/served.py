@@ -75,6 +75,8 @@ class ServedSettings:
             temperature=(0, 10), max_tokens=(8, 1e5), price_in=(0, 1e6), price_out=(0, 1e6), spend=(0, 1e9))
         if self.spend and not self.price_in + self.price_out:
             raise QPonderError('spend is a limit on what prices add up to: set price_in and price_out, too')
+        if not self.url.startswith(('http://', 'https://')):
+            raise QPonderError(f'url = {self.url}: write an address such as http://localhost:8000/v1')
 
 # %% ../nbs/05b_served.ipynb #57a28abd
 def sdk() -> ModuleType: # `openai`

@@ -52,7 +52,9 @@ def parquet_rows(
 ) -> Iterator[Row]: # a few in memory at a time
     "The rows of a parquet file; relative paths begin at its folder"
     import pyarrow.parquet as pq
-    for batch in pq.ParquetFile(shard).iter_batches(64):
+    file = pq.ParquetFile(shard)
+    if 'path' not in file.schema_arrow.names: raise ValueError("it has no column 'path'")
+    for batch in file.iter_batches(64):
         for row in batch.to_pylist():
             image = row.get('image')
             image = image['bytes'] if isinstance(image, dict) else image
@@ -116,11 +118,11 @@ def find_shards(
     "Where the shards are; `QPonderError` if there are none, or if two would share a folder of results"
     found = [s for p in map(Path, places) for s in
              (sorted(f for f in p.iterdir() if f.suffix in READERS) if p.is_dir() else [p])]
-    twice = [stem for stem, n in Counter(s.stem for s in found).items() if n > 1]
+    twice = [s for s in found if [t.stem for t in found].count(s.stem) > 1]
     for s in found:
         if s.suffix not in READERS or not s.is_file(): raise QPonderError(f'{s}: no shard; give *.parquet or *.tar')
     if not found: raise QPonderError('no shard is there: give *.parquet or *.tar, or folders of them')
-    if twice: raise QPonderError(f'{len(twice)} shards share a name, such as {twice[0]}: give each its own')
+    if twice: raise QPonderError(f'{", ".join(map(str, twice))}: one name, and so one folder of results: rename them')
     return found
 
 # %% ../nbs/13c_shards.ipynb #d2d0179a
@@ -277,7 +279,8 @@ def note_start(
 ) -> Path: # its folder
     "Note with what a shard is begun; `ShardError` if it has killed too many workers of this run"
     folder = shard_folder(shard, out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise QPonderError(f'{folder}: cannot be made ({e.strerror}); choose another --out') from e
     old = earlier(folder)
     starts = 1 + (old.get('starts', 0) if run and old.get('run') == run else 0)
     if starts > DEATHS: raise ShardError(f'{shard}: {DEATHS} workers died of it; leave out the photo that is too much '

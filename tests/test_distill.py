@@ -174,7 +174,7 @@ def test_nothing_is_asked_twice_but_new_questions_are(rows, tmp_path):
 def test_new_filters_judge_stored_answers(rows, tmp_path):
     distill(rows, Counting(), tmp_path)
     teacher = Counting()
-    records = distill(rows, teacher, tmp_path, DistillSettings(max_words=5))
+    records = distill(rows, teacher, tmp_path, DistillSettings(min_words=0, max_words=5))
     assert not teacher.asked and {r.verdict for r in records} == {'length'} and {r.target for r in records} == {None}
     assert load_records(tmp_path/'traces.jsonl') == records and load_records(tmp_path/'kept.jsonl') == []
     assert {r.verdict for r in distill(rows, teacher, tmp_path)} == {'kept'}
@@ -289,7 +289,7 @@ chinese = ('人物面部清晰，背景有轻微的噪点，没有明显的压�
     (chinese, 'kept'),
     ('清晰，一般。', 'length'),
     (chinese + '满分5分。', 'numbers'),
-    (chinese + '只值三分。', 'forbidden'),
+    (chinese + '只值三分。', 'numbers'),
     (chinese.replace('色彩自然。', '。'), 'aspects'),
     (chinese.replace('一般', '良好'), 'agreement'),
     (chinese + '噪点' * 9 + '。', 'repeats'),
@@ -467,7 +467,7 @@ def test_marks_decide_and_are_asked_for_once(rows, tmp_path):
 
 def test_only_what_the_other_filters_keep_is_marked(rows, tmp_path):
     examiner = Examiner(5)
-    records = distill(rows, Counting(), tmp_path, replace(judged, max_words=5), examiner)
+    records = distill(rows, Counting(), tmp_path, replace(judged, min_words=0, max_words=5), examiner)
     assert {r.verdict for r in records} == {'length'} and not examiner.asked
 
 
