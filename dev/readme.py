@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parents[1]
 INDEX, README = ROOT/'nbs/index.ipynb', ROOT/'README.md'
 NOTE = '<!-- Written from nbs/index.ipynb by `make write`: edit the notebook. -->'
 LINK = re.compile(r'(\]\(|\bsrc="|\bhref=")(?![a-z]+:|[#/])')
-FILE = re.compile(r'(?<![\w./-])\w[\w./-]*/[\w.-]*\w')
 
 
 def body(
@@ -30,13 +29,6 @@ def output(
     raise ValueError('index.ipynb stores a picture, which a README cannot hold: link a file from a Markdown cell')
 
 
-def moved(
-    text: str,  # code, or what it printed
-) -> str:  # for whoever stands in the top-level folder
-    "Lead every path of a file beside the notebook into `nbs/`."
-    return FILE.sub(lambda m: f'nbs/{m[0]}' if (INDEX.parent/m[0]).is_file() else m[0], text)
-
-
 def blocks(
     cell: NbCell,
 ) -> list[str]:  # the Markdown blocks it becomes, none when it is hidden
@@ -44,14 +36,14 @@ def blocks(
     options = cell.directives
     if cell.cell_type == 'raw' or 'hide' in options or options.get('include') == 'false': return []
     if cell.cell_type == 'markdown': return [LINK.sub(r'\1nbs/', body(cell))]
-    code = [] if options.get('echo') == 'false' or not body(cell) else [f'```python\n{moved(body(cell))}\n```']
-    return code + [moved(output(o)) for o in cell.outputs if options.get('output') != 'false']
+    code = [] if options.get('echo') == 'false' or not body(cell) else [f'```python\n{body(cell)}\n```']
+    return code + [output(o) for o in cell.outputs if options.get('output') != 'false']
 
 
 def readme(
     index: Path = INDEX,  # a notebook
 ) -> str:  # Markdown
-    "Write the whole README, its links and the files that its code names leading into `nbs/`."
+    "Write the whole README, its links leading into `nbs/`."
     title, *rest = [b for cell in read_nb(index).cells for b in blocks(cell)]
     head, _, below = title.partition('\n')
     return '\n\n'.join([head, NOTE, *filter(None, [below.strip()]), *rest]) + '\n'
