@@ -751,14 +751,14 @@ def _answer(
         return record
     about |= {k: row.get(k) for k in ('view', 'damage')}
     prompt = prompt_for(row, teacher, settings)
-    told, damage = what_is_told(row, prompt, settings)
-    key, other = (question(image_sha(image), told, teacher, how, prompt, *filter(None, [damage]))
+    (told, damage), sha = what_is_told(row, prompt, settings), image_sha(image)
+    key, other = (question(sha, told, teacher, how, prompt, *filter(None, [damage]))
                   for how in (settings, replace(settings, tone=not settings.tone)))
     with answers.only(key):
         old = answers.get(key) or _retoned(answers.get(other), row, image, teacher, settings)
         try: record = judge(replace(old or ask(row, image, teacher, settings), id=key, **about), settings)
         except Unanswered as e:
-            record = Record(key, **about, image_sha=image_sha(image), verdict='unanswered', note=str(e))
+            record = Record(key, **about, image_sha=sha, verdict='unanswered', note=str(e))
         answers.add(record)
         final = examined(record, image, settings, examiner)
         if final is not record: answers.add(final)

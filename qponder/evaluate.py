@@ -220,10 +220,10 @@ def read_predictions(
     path: str | Path, # predictions.jsonl
 ) -> list[Prediction]: # in the order of the file
     "Read stored predictions; `QPonderError` naming the line that is none"
-    try: lines = Path(path).read_text(encoding='utf-8').removesuffix('\n').split('\n')
+    try: lines = Path(path).read_text(encoding='utf-8').removesuffix('\n')
     except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); run `evaluate` first') from e
     known, out = {f.name for f in fields(Prediction)}, []
-    for i, line in enumerate(lines if any(lines) else (), 1):
+    for i, line in enumerate(lines.split('\n') if lines else [], 1):
         try: out.append(Prediction(**{k: v for k, v in json.loads(line).items() if k in known}))
         except (ValueError, TypeError, AttributeError) as e:
             raise QPonderError(f'{path}, line {i}: not a prediction ({e}); delete the line and run again') from e

@@ -222,7 +222,7 @@ def fill_marks(
     photos: Sequence[str], # (n,) which photo each belongs to
 ) -> list[float | None]: # (n,) None where nobody of a photo has one
     "Give an answer that was not marked the mean of the other answers to its photo, so that it neither gains nor loses."
-    known = {p: [m for m, q in zip(marks, photos) if q == p and m is not None] for p in photos}
+    known = {p: [m for m, q in zip(marks, photos) if q == p and m is not None] for p in {*photos}}
     return [float(np.mean(known[p])) if m is None and known[p] else m for m, p in zip(marks, photos)]
 
 # %% ../nbs/07e_reward.ipynb #fe2322b4
@@ -233,8 +233,9 @@ def paid_reading(
 ) -> list[float | None]: # in [0,1]; 0 for an unreadable answer, None where no reasons were asked for or no mark given
     "The consistency part, read by somebody else"
     answers = shown(batch)
-    given = fill_marks(reader([*answers.values()]), [batch.photos[i] for i in answers]) if answers else []
-    marks = [dict(zip(answers, given, strict=True)).get(i) for i in range(len(batch.read))]
+    filled = fill_marks(reader([*answers.values()]), [batch.photos[i] for i in answers]) if answers else []
+    given = dict(zip(answers, filled, strict=True))
+    marks = [given.get(i) for i in range(len(batch.read))]
     paid = paid_marks([float('nan') if m is None else m for m in marks], batch, settings)
     due = [asked and not (i in answers and marks[i] is None) for i, asked in enumerate(batch.reasons)]
     return [(v if i in answers else 0.) if d else None for i, (v, d) in enumerate(zip(paid, due))]

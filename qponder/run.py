@@ -9,7 +9,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory', 'image_policy', 'seed_all',
            'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage',
            'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage',
-           'evaluate_stage', 'check_student', 'check_rewards_of', 'check_layout_of', 'check_objective_of',
+           'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_layout_of', 'check_objective_of',
            'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
@@ -702,6 +702,14 @@ STAGES = (
           ('cold-start/model', 'grpo/model')),
 )
 
+# %% ../nbs/13_run.ipynb #65622725
+def is_done(
+    run: Run, # its folder
+    stage: str, # such as 'grpo'
+) -> bool:
+    "Has a stage left its manifest?"
+    return (run.folder / stage / 'manifest.json').is_file()
+
 # %% ../nbs/13_run.ipynb #5aeba8d0
 def check_student(
     run: Run, # settings
@@ -709,8 +717,8 @@ def check_student(
     "`QPonderError` if there is no such student, unless its cold start is finished"
     from qponder.fast import checkpoint
     from transformers import AutoConfig
-    name, done = run.settings.common.student, run.folder / 'cold-start' / 'manifest.json'
-    if done.is_file(): return
+    if is_done(run, 'cold-start'): return
+    name = run.settings.common.student
     source = checkpoint(name)
     try: AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as e:
@@ -729,9 +737,11 @@ def check_rewards_of(
     from qponder.reward import check_needs
     stages, train = run.settings.stages, run.parts.train
     g, world = stages['grpo'], place().world
-    if (judge := run.judge) and not (run.folder / 'grpo' / 'manifest.json').is_file(): judge.knock()
-    vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
-    shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, world)
+    judge = run.judge
+    if not is_done(run, 'grpo'):
+        if judge: judge.knock()
+        vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
+        shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, world)
     try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
                      g.prompts_per_step // world, g.scale_rewards)
     except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
@@ -741,7 +751,7 @@ def check_layout_of(
     run: Run, # settings
 ) -> None:
     "`QPonderError` for a cold start that these processes, or this machine, cannot give, unless it is finished"
-    if (run.folder / 'cold-start' / 'manifest.json').is_file(): return
+    if is_done(run, 'cold-start'): return
     from qponder.adapt import check_adapter, four_bits
     from qponder.processes import shared
     sft, how, world = run.settings.stages['sft'], run.settings.stages['student'], place().world
@@ -758,7 +768,7 @@ def check_objective_of(
     from qponder.objectives import check_objective
     sft, train = run.settings.stages['sft'], run.parts.train
     check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
-    asked = run.settings.common.teacher == 'served' and not (run.folder / 'distill' / 'manifest.json').is_file()
+    asked = run.settings.common.teacher == 'served' and not is_done(run, 'distill')
     if sft.mix == 1 and asked: raise QPonderError('sft_mix = 1 teaches bare scores alone, so the answers of a served '
                                                   'teacher would be paid for and not read: set teacher = measured')
 

@@ -118,7 +118,8 @@ def find_shards(
     "Where the shards are; `QPonderError` if there are none, or if two would share a folder of results"
     found = [s for p in map(Path, places) for s in
              (sorted(f for f in p.iterdir() if f.suffix in READERS) if p.is_dir() else [p])]
-    twice = [s for s in found if [t.stem for t in found].count(s.stem) > 1]
+    stems = Counter(s.stem for s in found)
+    twice = [s for s in found if stems[s.stem] > 1]
     for s in found:
         if s.suffix not in READERS or not s.is_file(): raise QPonderError(f'{s}: no shard; give *.parquet or *.tar')
     if not found: raise QPonderError('no shard is there: give *.parquet or *.tar, or folders of them')
