@@ -6,9 +6,10 @@
 __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'Request', 'Teacher', 'known_faults', 'tone', 'combine',
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
-           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_records', 'fingerprint',
-           'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions',
-           'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
+           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_records', 'write_records',
+           'fingerprint', 'teacher_seed', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages',
+           'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers', 'examined', 'ahead', 'distill',
+           'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -479,7 +480,7 @@ def load_records(
     return out
 
 # %% ../nbs/05_distill.ipynb #98f2ce68
-def _write(
+def write_records(
     path: Path, # a JSONL file
     records: Iterable[Record], # lines to write
     mode: str = 'a', # 'a' appends, 'w' replaces the file
@@ -698,13 +699,13 @@ class Answers:
         with self.lock:
             old = self.known.get(record.id)
             new = old is None or 'unanswered' in {old.verdict, record.verdict} or old.marks != record.marks
-            if new: _write(self.path, [record])
+            if new: write_records(self.path, [record])
             self.rejudged |= old is not None and (new or old.verdict != record.verdict)
             self.known[record.id] = record
 
     def close(self) -> None:
         "Write the file anew if an answer was judged otherwise than before"
-        if self.rejudged: _write(self.path, self.known.values(), 'w')
+        if self.rejudged: write_records(self.path, self.known.values(), 'w')
 
 # %% ../nbs/05_distill.ipynb #9e1c1aaf
 def examined(
@@ -814,7 +815,7 @@ def distill(
     at_once = max(getattr(who, 'at_once', 1) for who in (teacher, examiner))
     done = list(ahead(work, _shown(rows, settings, teacher_seed(teacher)), at_once))
     answers.close()
-    _write(Path(out)/'kept.jsonl', [r for r in done if r.verdict == 'kept'], 'w')
+    write_records(Path(out)/'kept.jsonl', [r for r in done if r.verdict == 'kept'], 'w')
     return done
 
 # %% ../nbs/05_distill.ipynb #41436960

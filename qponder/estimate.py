@@ -14,11 +14,12 @@ are right on students small enough to measure; and it prints the assumptions nex
 __all__ = ['QWEN', 'GPUS', 'CHAT', 'SCORE', 'MARKS', 'qwen', 'Size', 'count', 'hollow', 'size_of', 'read_shape', 'find_size',
            'photo_tokens', 'GPUKind', 'Plan', 'learning', 'held', 'copied', 'step_bytes', 'rollout_bytes',
            'forward_flops', 'compute_seconds', 'stream_seconds', 'write_seconds', 'seen_in', 'Lengths', 'lengths',
-           'Part', 'served_part', 'teacher_part', 'on_gpu', 'rows_read', 'sft_part', 'grpo_part', 'judge_part',
-           'Estimate', 'estimate']
+           'Part', 'served_part', 'teacher_part', 'on_gpu', 'rows_read', 'own_part', 'sft_part', 'grpo_part',
+           'judge_part', 'Estimate', 'estimate', 'span']
 
 # %% ../nbs/13b_estimate.ipynb #e415b672
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -363,7 +364,7 @@ def lengths(
 @dataclass(frozen=True)
 class Part:
     "One part of a run"
-    name: str # 'teacher', 'sft', 'grpo' or 'judge'
+    name: str # 'teacher', 'own', 'sft', 'grpo' or 'judge'
     rows: int # calls, traces or rollouts
     read: float # tokens read, each time they are
     written: float # tokens written
@@ -417,9 +418,26 @@ def rows_read(
 ) -> tuple[float, float]: # traces, bare scores
     "What one pass of the cold start reads"
     s, d = settings.stages['sft'], settings.stages['distill']
-    n, rated = (plan.photos * (d.views + k) for k in (d.spoiled, d.spoiled * s.spoiled_scores))
+    views = d.views * (s.own_share if s.words == 'own' else 1)
+    n, rated = (plan.photos * (views + k) for k in (d.spoiled, d.spoiled * s.spoiled_scores))
     if s.mix is None: return n, rated / s.score_only_every if s.score_only_every else 0.
     return tuple(map(len, mixed(round(n), s.mix)))
+
+# %% ../nbs/13b_estimate.ipynb #d72a4d57
+def own_part(
+    size: Size, # of the student
+    said: Lengths, # of this run
+    plan: Plan, # GPUs
+    settings: Settings, # of the cold start
+) -> Part: # no rows where the teacher's words are taught
+    "What the student is asked before it learns"
+    s, views = settings.stages['sft'], settings.stages['distill'].views
+    n = round(plan.photos * views * s.own_share) * (s.words == 'own')
+    tokens, batches = said.prompt + said.answer, math.ceil(n / plan.gpus / 32)
+    work = compute_seconds(n / plan.gpus * forward_flops(size, said.photo, said.prompt, 1), plan)
+    hours = (work + batches * write_seconds(size, plan, 32, said.prompt, said.answer)) / 3600
+    return Part('own', n, n * said.prompt, n * said.answer, hours, hours * plan.gpus * plan.hourly,
+                on_gpu(size, plan, rollout_bytes(size, plan, 32, tokens)))
 
 # %% ../nbs/13b_estimate.ipynb #b9978ff6
 def sft_part(
@@ -510,16 +528,24 @@ def estimate(
     said = lengths(size, plan, settings)
     parts = (sft_part, grpo_part) if settings.stages['grpo'].steps else (sft_part,)
     trained = (part(size, said, plan, settings) for part in parts)
-    judged = judge_part(said, settings)
+    own, judged = own_part(size, said, plan, settings), judge_part(said, settings)
     return Estimate(settings.common.student, size, plan, said,
-                    (teacher_part(said, plan, settings), *trained, *[judged] * (judged.rows > 0)))
+                    (teacher_part(said, plan, settings), *[own] * (own.rows > 0), *trained,
+                     *[judged] * (judged.rows > 0)))
+
+# %% ../nbs/13b_estimate.ipynb #9be072ee
+def span(
+    hours: float, # from 0
+) -> str: # in seconds, below six minutes
+    "A time to read"
+    return f'{3600 * hours:,.0f} s' if 0 < hours < .1 else f'{hours:,.2f} h'
 
 # %% ../nbs/13b_estimate.ipynb #320f2b9c
 @patch
 def line(self: Part) -> str: # two at most
     "For a terminal"
     line = (f'{self.name:8} {self.rows:>9,} rows {self.read / 1e6:>9,.1f} M tokens read '
-            f'{self.written / 1e6:>7,.1f} M written {self.hours:>8,.2f} h {self.price:>10,.2f}')
+            f'{self.written / 1e6:>7,.1f} M written {span(self.hours):>10} {self.price:>10,.2f}')
     parts = ', '.join(f'{k} {v:.1f}' for k, v in self.memory.items())
     return line + (f'\n         GB: {parts}' if parts else '')
 

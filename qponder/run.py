@@ -655,10 +655,10 @@ def cold_start_stage(
 ) -> None:
     "The student's tower learns to see, if the settings say so; then it learns to write such traces: Q-Ponder-CI"
     from qponder.adapt import load_trainee
-    from qponder.see import see
+    from qponder.see import see, wider
     from qponder.sft import cold_start
     name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
-    student = load_trainee(name, stages['student'])
+    student = wider(load_trainee(name, stages['student']), stages['see'].size)
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
     cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
     del student
@@ -720,11 +720,15 @@ def check_student(
     if is_done(run, 'cold-start'): return
     name = run.settings.common.student
     source = checkpoint(name)
-    try: AutoConfig.from_pretrained(source)
+    try: config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as e:
         why = 'its config.json is missing or damaged' if source.is_dir() else 'it is not here, nor can it be fetched'
         raise QPonderError(f'student = {name}: {why}; give a name that ships with qponder, a folder with a model, '
                            'or a hub id while online') from e
+    see, tower = run.settings.stages['see'], getattr(config, 'vision_config', None)
+    if (see.epochs or see.size) and getattr(tower, 'model_type', '') != 'dinov2':
+        raise QPonderError(f'student = {name}: see_epochs and see_size are for a student with a DINOv2 tower, such as '
+                           'nano-base; set them to 0')
 
 # %% ../nbs/13_run.ipynb #5baea205
 def check_rewards_of(
@@ -753,9 +757,11 @@ def check_layout_of(
     "`QPonderError` for a cold start that these processes, or this machine, cannot give, unless it is finished"
     if is_done(run, 'cold-start'): return
     from qponder.adapt import check_adapter, four_bits
+    from qponder.own import check_speaker
     from qponder.processes import shared
     sft, how, world = run.settings.stages['sft'], run.settings.stages['student'], place().world
     check_adapter(how), four_bits(how)
+    if sft.words == 'own': check_speaker()
     shared(sft.batch_size * sft.accumulate, sft.batch_size, world, 'sft_batch_size and sft_accumulate')
     if run.settings.stages['see'].epochs and world > 1: raise QPonderError('see_epochs trains the tower of a small '
         'student, which is the work of one process: give the command without a launcher')

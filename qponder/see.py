@@ -211,8 +211,8 @@ def open_tower(
 ) -> Dinov2Model: # a copy that can be trained
     "The student's tower. Raises QPonderError for a student that has no DINOv2."
     tower = getattr(getattr(student.model, 'model', None), 'vision_tower', None)
-    if not isinstance(tower, Dinov2Model): raise QPonderError(f'{student.name}: see_epochs is for a student with a '
-        'DINOv2 tower, such as nano-base; set it to 0')
+    if not isinstance(tower, Dinov2Model): raise QPonderError(f'{student.name}: see_epochs and see_size are for a '
+        'student with a DINOv2 tower, such as nano-base; set them to 0')
     copy = Dinov2Model(tower.config)
     copy.load_state_dict(tower.state_dict())
     copy.set_attn_implementation('eager')
@@ -223,11 +223,13 @@ def wider(
     student: Student, # changed in place
     size: int, # side of the photos, pixels; 0 leaves it
 ) -> Student:
-    "Show a student larger photos, or smaller ones."
+    "Show a student larger photos, or smaller ones. Raises QPonderError for a student that has no DINOv2."
+    if not size: return student
+    open_tower(student)
     was = student.policy
-    policy = ImagePolicy(size or was['size']['height'], Image.Resampling(was['resample']).name.lower(),
+    policy = ImagePolicy(size, Image.Resampling(was['resample']).name.lower(),
                          tuple(was['image_mean']), tuple(was['image_std']))
-    if size: student.processor.image_processor = image_processor(policy)
+    student.processor.image_processor = image_processor(policy)
     return student
 
 # %% ../nbs/08b_see.ipynb #34e3a219

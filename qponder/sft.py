@@ -11,9 +11,9 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'read_log',
-           'JsonlLog', 'validation', 'Validate', 'SFTSettings', 'newest_checkpoint', 'restore', 'sft_config',
-           'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching',
-           'cold_start']
+           'JsonlLog', 'validation', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'restore',
+           'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained',
+           'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from .fast import (SCORES, Verdict, expected_score, fast_bf16, level_token_ids, 
 from .model import Student, generate, no_bars, remember
 from .objectives import (Objective, check_objective, fidelity_loss, label_divergence, level_trace, mixed,
                                 one_hot, prompts_of, soft_label)
+from .own import own_words
 from .photo import open_image, photo_view
 from .processes import is_first, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
@@ -315,6 +316,20 @@ class Validate(TrainerCallback):
         self.log.write(state.global_step, validation(self.student, self.val))
         self.student.model.train(training)
 
+# %% ../nbs/08_sft.ipynb #1b83fbbe
+def check_lessons(
+    objective: str, # an `Objective`
+    words: str, # 'teacher' or 'own'
+    spoiled_scores: bool, # teach the scores of spoiled copies, too
+    mix: float | None, # share of bare scores among the rows
+) -> None:
+    "`QPonderError` for lessons that there are not, or that do not go together"
+    for key, value, known in (('objective', objective, get_args(Objective)), ('words', words, ('teacher', 'own'))):
+        if value not in known: raise QPonderError(f'{key} {value!r} is unknown: use one of {", ".join(known)}')
+    for key, used in (('words = own', words == 'own'), ('spoiled_scores = no', not spoiled_scores)):
+        if used and (objective != 'trace' or mix is not None):
+            raise QPonderError(f'{key} is for objective = trace without a mix')
+
 # %% ../nbs/08_sft.ipynb #7e2cf9d1
 @dataclass(frozen=True)
 class SFTSettings:
@@ -334,6 +349,8 @@ class SFTSettings:
     save_every: int = 20 # steps between checkpoints
     objective: Objective = 'trace' # how a score is taught, see `qponder.objectives`
     mix: float | None = None # share of bare scores among the rows; None: as `score_only_every` says
+    words: Literal['teacher', 'own'] = 'teacher' # whose lead up to a verdict, see `qponder.own`
+    own_share: float = 1. # of the rated photos, described by the student where words are its own
     spoiled_scores: bool = True # teach the lowered scores of spoiled copies, too; False: only what harms them
     fidelity_weight: float = 200. # of the order of photos, in words; only with soft+fidelity
 
@@ -341,11 +358,9 @@ class SFTSettings:
         check_range(self, epochs=(.001, 1000), learning_rate=(0, 1), batch_size=(1, 4096), accumulate=(1, 4096),
             warmup=(0, 1), weight_decay=(0, 1), score_weight=(0, 1e4), score_sigma=(.01, 2), rank_weight=(0, 1e3),
             claim_weight=(0, 1e3), score_only_every=(0, 1e6), eval_every=(1, 1e6), save_every=(1, 1e6),
-            fidelity_weight=(0, 1e4), **{} if self.mix is None else {'mix': (0, 1)})
-        if self.objective not in (known := get_args(Objective)):
-            raise QPonderError(f'objective {self.objective!r} is unknown: use one of {", ".join(known)}')
-        if not self.spoiled_scores and (self.mix is not None or self.objective != 'trace'):
-            raise QPonderError('spoiled_scores = no is for objective = trace without a mix')
+            fidelity_weight=(0, 1e4), own_share=(.001, 1), **{} if self.mix is None else {'mix': (0, 1)})
+        check_lessons(self.objective, self.words, self.spoiled_scores, self.mix)
+
 
 # %% ../nbs/08_sft.ipynb #dc9fda14
 def newest_checkpoint(
@@ -489,13 +504,14 @@ def cold_start(
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
     "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
     out = Path(out)
+    student.model.config.score_percentiles = population(records)
+    if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
     args = sft_config(out, settings, seed, progress)
     taught = teaching(student, records, settings, args.per_device_train_batch_size)
     log = JsonlLog(out / 'log.jsonl')
     audit(student, rows, out=out)
     set_tower(remember(student.model, len(records) + len(val or ())), how.tower)
-    student.model.config.score_percentiles = population(records)
     trainer = TraceTrainer(student.model, args=args, train_dataset=rows,
         processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)], **taught)

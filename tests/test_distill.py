@@ -260,7 +260,7 @@ def test_each_filter_drops_its_kind(text, said, verdict):
 @given(st.text(st.characters(codec=None)), st.text())
 def test_any_text_survives_the_store(tmp_path, raw, path):
     records = [Record(path=path, raw=raw + '\u2028 \x85 \udc80'), Record(raw='next')]
-    module._write(tmp_path/'x.jsonl', records, 'w')
+    module.write_records(tmp_path/'x.jsonl', records, 'w')
     assert load_records(tmp_path/'x.jsonl') == records
 
 

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from qponder.distill import FILTERS, Record, _write
+from qponder.distill import FILTERS, Record, write_records
 from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sheet import card, choose, sheet
@@ -43,7 +43,7 @@ def test_hostile_text_stays_text(raw, path, name, marks, note, verdict):
 def test_the_page_is_whole_and_the_choice_fixed(tmp_path, order):
     verdicts = ['kept', *FILTERS, '<b>odd</b>']
     records = [Record(id=str(i), path='gone.jpg', raw=HOSTILE[i % 8], verdict=verdicts[i % 12]) for i in range(40)]
-    _write(tmp_path/'traces.jsonl', [records[i] for i in order], 'w')
+    write_records(tmp_path/'traces.jsonl', [records[i] for i in order], 'w')
     html = sheet(tmp_path, most=2).read_text(encoding='utf-8')
     page = Page(html)
     assert set(page.tags) <= KNOWN and page.tags.count('figure') == 24 and page.tags.count('input') == 13
@@ -57,7 +57,7 @@ def test_photos_are_inside_the_page(tmp_path):
     raw, versions = '<think>x</think><answer>3.0</answer>', zip(pristine(), ('', 'jpeg 5', ''), (0, 0, 1))
     shown = [Record(id=f'{i}', path=str(p), damage=d, view=v, verdict='kept', raw=raw)
              for i, (p, d, v) in enumerate(versions)]
-    _write(tmp_path/'traces.jsonl', shown, 'w')
+    write_records(tmp_path/'traces.jsonl', shown, 'w')
     page = sheet(tmp_path, tmp_path/'page.html')
     assert page.read_text(encoding='utf-8').count('src="data:image/jpeg;base64,') == 3 and page.name == 'page.html'
 
