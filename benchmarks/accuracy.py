@@ -1,13 +1,13 @@
 """How well do scores agree with people, on photos that were kept for this, and what did GRPO add?
 
-    python benchmarks/accuracy.py --data biq2021.csv --models nano nano-ci nano-base --out accuracy
+    python benchmarks/accuracy.py --data biq2021.csv --out accuracy
 
 *official*: the test part of BIQ2021. *clean*: without those of its photos that have a near double among the training
 photos (CSV column `near_duplicate_in_train`). *LIVE-C*: the 300 photos that ship with qponder. Every model answers
-twice, with reasons and with the bare score. An answer that cannot be read counts as the worst that could be said.
-Intervals are 95 %, by bootstrap. The first two models are compared, photo by photo. `--out FOLDER` keeps predictions
-as they come, so that a stopped benchmark goes on, a manifest with every figure, and clean.csv, the first model's scores
-without the photos.
+twice, with reasons and with the bare score; nano@224 is nano that looks at squares of 224 pixels. An answer that cannot
+be read counts as the worst that could be said. Intervals are 95 %, by bootstrap. The first two models are compared,
+photo by photo. `--out FOLDER` keeps predictions as they come, so that a stopped benchmark goes on, a manifest with
+every figure, and clean.csv, the first model's scores without the photos.
 """
 import argparse
 import warnings
@@ -24,6 +24,9 @@ from qponder.fast import checkpoint
 from qponder.rate import Rater
 from qponder.run import Run, read_settings, sha, versions, write_json
 from qponder.trace import parse
+
+
+MODELS = ['nano', 'nano-ci', 'nano-base', 'nano@224']
 
 
 @dataclass
@@ -53,16 +56,17 @@ def test_photos(data: str, preset: str, home: Path) -> tuple[Dataset, np.ndarray
     return test, ~own['near_duplicate_in_train'].to_numpy(bool)
 
 
-def answers(rater: Rater, test: Dataset, clean: np.ndarray, out: Path) -> list[Answers]:
+def answers(model: str, test: Dataset, clean: np.ndarray, out: Path) -> list[Answers]:
     "What a model says about all photos, in both ways."
-    found = []
+    name, _, size = model.partition('@')
+    found, rater = [], Rater(name, size=int(size or 0))
     for mode in ('reason', 'score'):
         ask = lambda _, images, mode=mode: rater.ask(images, mode)
-        name, file = f'{rater.name} {mode}', out / 'predictions.jsonl'
+        name, file = f'{model} {mode}', out / 'predictions.jsonl'
         official = predict(None, test, file, name, 'test', ask=ask)
         sets = dict(official=official, clean=[p for p, c in zip(official, clean) if c])
         sets['LIVE-C'] = predict(None, load_sample(), file, name, 'LIVE-C', ask=ask)
-        found += [Answers(rater.name, photos, mode, said) for photos, said in sets.items()]
+        found += [Answers(model, photos, mode, said) for photos, said in sets.items()]
     return found
 
 
@@ -110,18 +114,19 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument('--data', required=True, help='the CSV of BIQ2021: file, mos, split, near_duplicate_in_train')
     ask.add_argument('--preset', default='nano-biq2021', help='says how the CSV is read and how large photos are')
-    ask.add_argument('--models', nargs='+', default=['nano', 'nano-ci', 'nano-base'], help="students or their folders")
+    ask.add_argument('--models', nargs='+', default=MODELS, help='students or their folders, @ and pixels')
     ask.add_argument('--out', type=Path, default=Path('accuracy'), help='folder for predictions and manifest')
     args = ask.parse_args()
     test, clean = test_photos(args.data, args.preset, args.out)
-    found = [answers(Rater(m), test, clean, args.out) for m in args.models]
+    found = [answers(m, test, clean, args.out) for m in args.models]
     rows = [figures(a) for one in found for a in one]
     gains = [gain(a, b) for a, b in zip(*found[:2])] if len(found) > 1 else []
     print(table(rows) + ('\n\n' + table(gains) if gains else ''))
     first = {(a.photos, a.mode): a for a in found[0]}
     scores_alone(first['clean', 'reason'], first['clean', 'score']).to_csv(args.out / 'clean.csv', index=False)
     write_json(args.out / 'manifest.json', dict(figures=[*map(plain, rows)], gains=[*map(plain, gains)],
-        versions=versions(), models={m: sha(checkpoint(m)) for m in args.models}, data=sha(Path(args.data))))
+        versions=versions(), models={m: sha(checkpoint(m.partition('@')[0])) for m in args.models},
+        data=sha(Path(args.data))))
 
 
 if __name__ == '__main__': main()

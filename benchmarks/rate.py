@@ -37,7 +37,7 @@ said['seconds'] = median(times[1:])
 '''
 FOLDER = '''
 from qponder.rate import Rater, rate_many, find_photos
-rater, photos = Rater(model), find_photos([folder])
+rater, photos = Rater(model, size=size), find_photos([folder])
 list(rate_many(rater, photos[:16], reasons))
 start = time.perf_counter()
 rated = list(rate_many(rater, photos[16:], reasons))
@@ -105,7 +105,9 @@ def measure(model: str, home: Path, photos: int, repeats: int) -> list[dict]:
         given = dict(model=model, reasons=reasons)
         rows += [dict(what=f'cold, {said}', **cold(model, large[0], reasons, repeats)),
                  dict(what=f'warm, {said}', **child(WARM, photos=[str(p) for p in large], **given)),
-                 dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), **given))]
+                 dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), size=0, **given))]
+    rows.append(dict(what='folder, score only, 224 pixels',
+                     **child(FOLDER, folder=str(folder), size=224, model=model, reasons=False)))
     found = importlib.util.find_spec('brisque')
     return rows + [dict(what='folder, BRISQUE', **child(BRISQUE, folder=str(folder)) if found else {})]
 

@@ -165,7 +165,7 @@ def do_check(
 
 # %% ../nbs/14_cli.ipynb #a2012093
 def do_rate(
-    args: argparse.Namespace, # photos, model, score_only, json
+    args: argparse.Namespace, # photos, model, score_only, size, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
     from qponder.fast import checkpoint, is_nano
@@ -175,7 +175,7 @@ def do_rate(
         from qponder.model import best_device
         device = best_device()
     failed, photos = False, find_photos(args.photos)
-    for r in rate_many(Rater(args.model, device), photos, reasons=not args.score_only):
+    for r in rate_many(Rater(args.model, device, args.size), photos, reasons=not args.score_only):
         failed |= r.score is None
         print(r.to_json() if args.json else r, flush=True)
     return int(failed)
@@ -330,6 +330,8 @@ def add_photos(
     p.add_argument('photos', nargs='+', metavar='PHOTO', help='files or folders')
     p.add_argument('--model', default='nano', help="nano, or a model's folder (default: nano)")
     p.add_argument('--score-only', action='store_true', help='no reasons, several times faster')
+    p.add_argument('--size', type=int, default=0, metavar='PIXELS',
+                   help='side at which nano looks at photos, such as 224: faster, a little less right')
     p.add_argument('--json', action='store_true', help='one JSON object per line')
     p = commands.add_parser('base', help='build nano-base again')
     p.set_defaults(do=do_base)

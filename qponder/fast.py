@@ -16,7 +16,7 @@ __all__ = ['NANO', 'PIXELS', 'PARTS', 'SCORES', 'shipped', 'checkpoint', 'keep_m
            'is_nano', 'policy_of', 'check_policy', 'fit', 'to_pixels', 'rename_attention', 'weight_name',
            'read_weights', 'named', 'heads', 'attend', 'fast_bf16', 'TowerLayer', 'shrink_places', 'Tower',
            'fit_places', 'turn', 'LanguageLayer', 'Language', 'NanoNet', 'round_net', 'load_net', 'Nano', 'read_layout',
-           'load_nano', 'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place',
+           'square', 'load_nano', 'Generation', 'score_token_ids', 'level_token_ids', 'expected_score', 'last_place',
            'other_words', 'expect', 'Verdict', 'verdict_of', 'verdict_place', 'expect_level', 'asked_as',
            'reads_levels', 'question', 'score_next', 'write', 'sees', 'reread', 'answer_batch', 'answer']
 
@@ -430,10 +430,23 @@ def read_layout(
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     return sandbox.from_string((folder / 'chat_template.jinja').read_text(encoding='utf-8'))
 
+# %% ../nbs/05a_fast.ipynb #359d44c2
+def square(
+    side: int, # pixels
+    vision: dict, # configuration of a tower
+) -> dict[str, int]: # as image processors have it
+    "A size that patches fill. Raises QPonderError for any other."
+    patch, most = vision['patch_size'], vision['image_size']
+    if side % patch or not 4 * patch <= side <= most:
+        raise QPonderError(f'size = {side}: photos enter as squares of a multiple of {patch} pixels, '
+                           f'from {4 * patch} to {most - most % patch}')
+    return dict(height=side, width=side)
+
 # %% ../nbs/05a_fast.ipynb #2fc2a4fc
 def load_nano(
     name: str | Path, # a name that ships with qponder, or a checkpoint's folder
     bf16: bool | None = None, # whether to multiply in bfloat16; None: where that is fast
+    size: int = 0, # side of the photos, pixels; 0: as it was trained
 ) -> Nano:
     "Load a nano and check its image policy. Raises QPonderError for anything else."
     keep_memory()
@@ -441,6 +454,7 @@ def load_nano(
     parts = read_parts(folder)
     if wrong := unlike_nano(parts): raise QPonderError(f'{folder}: this is no nano: {", ".join(wrong)}')
     check_policy(folder, policy_of(parts['processor_config']['image_processor']))
+    if size: parts['processor_config']['image_processor']['size'] = square(size, parts['config']['vision_config'])
     net = load_net(folder, parts, fast_bf16() if bf16 is None else bf16)
     fit_places(net.vision_tower, parts)
     return Nano(net, Tokenizer.from_file(str(folder / 'tokenizer.json')), read_layout(folder), parts)

@@ -110,9 +110,11 @@ class Rater:
     def __init__(self,
         model: str | Path = 'nano', # a name that ships with qponder, a checkpoint's folder, or a hub id
         device: str = 'cpu', # where it works
+        size: int = 0, # side at which nano looks at photos, pixels, fewer are faster; 0: as it was trained
     ):
         self.name, self.device, folder = str(model), device, checkpoint(model)
-        self.nano = load_nano(folder) if device == 'cpu' and is_nano(folder) else None
+        self.nano = load_nano(folder, size=size) if device == 'cpu' and is_nano(folder) else None
+        if size and not self.nano: raise QPonderError(f'{model}: only nano, on a CPU, takes a size: leave it out')
         if not self.nano: self.student
 
     @cached_property

@@ -221,7 +221,7 @@ def test_check(here, monkeypatch, capsys, problems, code):
 @pytest.fixture
 def rated(monkeypatch):
     "A rater that knows every photo but gone.jpg."
-    def rater(model, device):
+    def rater(model, device, size):
         if model == 'none': raise QPonderError('none: no student')
 
     def rate_many(rater, photos, reasons):
@@ -254,9 +254,11 @@ def test_rating_real_photos(here, capsys):
     assert (bad['path'], bad['score'], bad['status']) == ('torn.jpg', None, 'unreadable') and 'torn.jpg' in bad['error']
     assert main(['rate', photo, '--model', model]) == 0
     assert f'{good["score"]:.1f} of 5' in capsys.readouterr().out
-    assert main(['rate', photo, '--model', model, '--score-only', '--json']) == 0
+    assert main(['rate', photo, '--model', model, '--score-only', '--size', '224', '--json']) == 0
     bare = json.loads(capsys.readouterr().out)
     assert bare['status'] == 'ok' and bare['reasoning'] == '' and 1 <= bare['expected'] <= 5
+    assert bare['policy'] == '224x224' and main(['rate', photo, '--size', '100']) == 2
+    assert 'multiple of 14 pixels' in capsys.readouterr().err
 
 
 def test_rate_without_photos(here, capsys):

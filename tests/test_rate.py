@@ -6,10 +6,11 @@ import pytest
 
 from qponder.data import load_sample
 from qponder.evaluate import srcc
-from qponder.model import save_student, tiny_student
+from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
+from qponder.see import wider
 
 FIGURES = Path(__file__).resolve().parents[1]/'nbs/tutorials/nano/accuracy.json'
 
@@ -38,6 +39,26 @@ def test_nano_is_as_good_as_its_card_says(rater):
     photos = load_sample().select_columns(['path', 'score'])
     found = [r.expected for r in rate_many(rater, photos['path'], reasons=False)]
     assert srcc(found, photos['score']) == pytest.approx(said, abs=.005)
+
+
+def test_smaller_photos_are_rated_as_the_stock_classes_rate_them():
+    small, student = Rater('nano', size=224), wider(load_student('nano'), 224)
+    stock = generate(student, [open_image(p) for p in pristine()[:2]], 'score')
+    assert [small.rate(p, reasons=False).expected for p in pristine()[:2]] == pytest.approx(
+        [a.expected for a in stock], abs=.02)
+    assert small.rate(pristine()[0]).policy == '224x224' and small.least == 4 * 224
+
+
+@pytest.mark.parametrize('size, said', [(225, 'multiple of 14'), (28, 'from 56 to 518')])
+def test_sizes_that_do_not_fit_are_refused(size, said):
+    with pytest.raises(QPonderError, match=said): Rater('nano', size=size)
+
+
+def test_only_nano_looks_at_other_sizes(tmp_path):
+    folder = tmp_path/'qwen'
+    folder.mkdir()
+    (folder/'config.json').write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(QPonderError, match='only nano, on a CPU'): Rater(folder, size=224)
 
 
 def test_memory_and_file_agree(rater):
