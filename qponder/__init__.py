@@ -19,6 +19,7 @@ Modules:
 - `qponder.marks`: What a judge is asked about a reasoning, and how its marks are read
 - `qponder.model`: Students: load one, build nano, fix how photos enter, let it speak, read the score it expects, save it.
 - `qponder.objectives`: What a cold start can teach about a score beside its digits: a word, a soft label over five words, an order, and the balance of reasons and bare scores
+- `qponder.own`: A lesson in one's own words: the student describes a photo, and learns what people say of it after such a description
 - `qponder.pairs`: Two photos put to a teacher: which one is better, and why?
 - `qponder.parity`: Two engines, one student: does vLLM answer as transformers does?
 - `qponder.photo`: A photo, opened or refused
@@ -34,4 +35,4 @@ Modules:
 - `qponder.sheet`: Kept and dropped traces with their photos on one page, to be looked through before anybody learns from them
 - `qponder.tiny`: The large students' architectures in miniature, without weights: to try a pipeline before a model is fetched"""
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
