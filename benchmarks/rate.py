@@ -22,6 +22,7 @@ from statistics import median
 from PIL import Image
 
 from qponder import __version__
+from qponder.fast import checkpoint, is_nano
 from qponder.photo import ASSETS, open_image, pristine
 
 COLD = 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
@@ -106,8 +107,9 @@ def measure(model: str, home: Path, photos: int, repeats: int) -> list[dict]:
         rows += [dict(what=f'cold, {said}', **cold(model, large[0], reasons, repeats)),
                  dict(what=f'warm, {said}', **child(WARM, photos=[str(p) for p in large], **given)),
                  dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), size=0, **given))]
-    rows.append(dict(what='folder, score only, 224 pixels',
-                     **child(FOLDER, folder=str(folder), size=224, model=model, reasons=False)))
+    if is_nano(checkpoint(model)):
+        rows.append(dict(what='folder, score only, 224 pixels',
+                         **child(FOLDER, folder=str(folder), size=224, model=model, reasons=False)))
     found = importlib.util.find_spec('brisque')
     return rows + [dict(what='folder, BRISQUE', **child(BRISQUE, folder=str(folder)) if found else {})]
 

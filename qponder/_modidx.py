@@ -798,6 +798,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.see.WatchJudge.write': ('see.html#watchjudge.write', 'qponder/see.py'),
                              'qponder.see.accuse': ('see.html#accuse', 'qponder/see.py'),
                              'qponder.see.appoint': ('see.html#appoint', 'qponder/see.py'),
+                             'qponder.see.check_tower': ('see.html#check_tower', 'qponder/see.py'),
                              'qponder.see.hand_over': ('see.html#hand_over', 'qponder/see.py'),
                              'qponder.see.judge_loss': ('see.html#judge_loss', 'qponder/see.py'),
                              'qponder.see.judged_rows': ('see.html#judged_rows', 'qponder/see.py'),

@@ -658,8 +658,9 @@ def cold_start_stage(
     from qponder.see import see, wider
     from qponder.sft import cold_start
     name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
-    student = wider(load_trainee(name, stages['student']), stages['see'].size)
+    student = load_trainee(name, stages['student'])
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
+    else: wider(student, stages['see'].size)
     cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
     del student
     check_stage(run, 'cold-start', name)
@@ -716,6 +717,7 @@ def check_student(
 ) -> None:
     "`QPonderError` if there is no such student, unless its cold start is finished"
     from qponder.fast import checkpoint
+    from qponder.see import check_tower
     from transformers import AutoConfig
     if is_done(run, 'cold-start'): return
     name = run.settings.common.student
@@ -725,10 +727,7 @@ def check_student(
         why = 'its config.json is missing or damaged' if source.is_dir() else 'it is not here, nor can it be fetched'
         raise QPonderError(f'student = {name}: {why}; give a name that ships with qponder, a folder with a model, '
                            'or a hub id while online') from e
-    see, tower = run.settings.stages['see'], getattr(config, 'vision_config', None)
-    if (see.epochs or see.size) and getattr(tower, 'model_type', '') != 'dinov2':
-        raise QPonderError(f'student = {name}: see_epochs and see_size are for a student with a DINOv2 tower, such as '
-                           'nano-base; set them to 0')
+    if run.settings.stages['see'].epochs or run.settings.stages['see'].size: check_tower(config, name)
 
 # %% ../nbs/13_run.ipynb #5baea205
 def check_rewards_of(

@@ -11,7 +11,8 @@ where: the student's projector is given what the judge looked for, and the cold 
 
 # %% auto #0
 __all__ = ['pooled', 'judge_loss', 'Judge', 'open_judged', 'judged_rows', 'look', 'appoint', 'SeeSettings', 'WatchJudge',
-           'two_rates', 'see_config', 'open_tower', 'wider', 'spoiled_rows', 'accuse', 'opinion', 'hand_over', 'see']
+           'two_rates', 'see_config', 'check_tower', 'open_tower', 'wider', 'spoiled_rows', 'accuse', 'opinion',
+           'hand_over', 'see']
 
 # %% ../nbs/08b_see.ipynb #6018366c
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 from torch import nn
-from transformers import Dinov2Model, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .degrade import DEGRADATIONS, random_damage
 from .model import ImagePolicy, Student, fast_bf16, image_processor
@@ -205,14 +206,23 @@ def see_config(
         bf16=torch.cuda.is_available() or fast_bf16(), remove_unused_columns=False, report_to=[],
         dataloader_drop_last=True, disable_tqdm=not progress)
 
+# %% ../nbs/08b_see.ipynb #d8476953
+def check_tower(
+    config: PretrainedConfig | None, # of a student
+    name: str, # of it, to name
+) -> None:
+    "`QPonderError` for a student that has no DINOv2"
+    if getattr(getattr(config, 'vision_config', None), 'model_type', '') != 'dinov2':
+        raise QPonderError(f'student = {name}: see_epochs and see_size are for a student with a DINOv2 tower, such as '
+                           'nano-base; set them to 0')
+
 # %% ../nbs/08b_see.ipynb #67164890
 def open_tower(
     student: Student, # a nano
 ) -> Dinov2Model: # a copy that can be trained
     "The student's tower. Raises QPonderError for a student that has no DINOv2."
-    tower = getattr(getattr(student.model, 'model', None), 'vision_tower', None)
-    if not isinstance(tower, Dinov2Model): raise QPonderError(f'{student.name}: see_epochs and see_size are for a '
-        'student with a DINOv2 tower, such as nano-base; set them to 0')
+    check_tower(getattr(student.model, 'config', None), student.name)
+    tower = student.model.model.vision_tower
     copy = Dinov2Model(tower.config)
     copy.load_state_dict(tower.state_dict())
     copy.set_attn_implementation('eager')
@@ -225,7 +235,7 @@ def wider(
 ) -> Student:
     "Show a student larger photos, or smaller ones. Raises QPonderError for a student that has no DINOv2."
     if not size: return student
-    open_tower(student)
+    check_tower(student.model.config, student.name)
     was = student.policy
     policy = ImagePolicy(size, Image.Resampling(was['resample']).name.lower(),
                          tuple(was['image_mean']), tuple(was['image_std']))

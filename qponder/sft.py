@@ -361,7 +361,6 @@ class SFTSettings:
             fidelity_weight=(0, 1e4), own_share=(.001, 1), **{} if self.mix is None else {'mix': (0, 1)})
         check_lessons(self.objective, self.words, self.spoiled_scores, self.mix)
 
-
 # %% ../nbs/08_sft.ipynb #dc9fda14
 def newest_checkpoint(
     folder: str | Path, # where a trainer keeps `checkpoint-N`
