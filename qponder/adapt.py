@@ -47,9 +47,11 @@ class StudentSettings:
     tower: Literal['frozen', 'trained'] = 'frozen' # the part that sees; what projects from it is trained in any case
     min_pixels: int = 0 # photos with fewer are enlarged; 0: as the student's processor has it
     max_pixels: int = 0 # photos with more are made smaller; 0: likewise
+    max_new_tokens: int = 0 # of an answer when it rates; 0: as the checkpoint says, or 1024
 
     def __post_init__(self):
-        check_range(self, lora_rank=(0, 1024), lora_alpha=(.001, 1e4), min_pixels=(0, 1e9), max_pixels=(0, 1e9))
+        check_range(self, lora_rank=(0, 1024), lora_alpha=(.001, 1e4), min_pixels=(0, 1e9), max_pixels=(0, 1e9),
+                    max_new_tokens=(0, 32768))
         if self.quantise != 'none' and not self.lora_rank:
             raise QPonderError(f'quantise = {self.quantise} needs an adapter, for weights in four bits cannot learn: '
                                'set student_lora_rank, such as 16')
@@ -112,10 +114,10 @@ def learning_matrices(
 def check_adapter(
     settings: StudentSettings, # with an adapter or without
 ) -> None:
-    "QPonderError for an adapter under FSDP, or over four bits where processes hold parts of the student"
-    if settings.lora_rank and (in_parts(how=['FSDP']) or in_parts() and settings.quantise != 'none'):
-        raise QPonderError('student_lora_rank: an adapter is trained where each process holds the whole student '
-                           '(ddp-8.yaml), or, without four bits, by ZeRO-3 (zero3-8.yaml)')
+    "QPonderError for an adapter over four bits where processes hold parts of the student"
+    if settings.lora_rank and in_parts() and settings.quantise != 'none':
+        raise QPonderError('student_quantise = 4bit is for processes that each hold the whole student: '
+                           'launch with ddp-8.yaml, or set student_quantise = none')
 
 # %% ../nbs/06b_adapt.ipynb #cf623d59
 def adapter_config(
@@ -151,12 +153,13 @@ def keep_unpacked(
 # %% ../nbs/06b_adapt.ipynb #bae52621
 def load_trainee(
     name: str | Path, # as for `load_student`
-    settings: StudentSettings = StudentSettings(), # how it is held, and how many pixels it sees
+    settings: StudentSettings = StudentSettings(), # how it is held, what it sees, how long it may speak
     device: str = 'cpu', # where to put it
 ) -> Student:
     "Load a student as its training wants it"
     student = load_student(name, device, **four_bits(settings))
     limit_pixels(student.processor, settings.min_pixels, settings.max_pixels)
+    if settings.max_new_tokens: student.model.generation_config.max_new_tokens = settings.max_new_tokens
     keep_unpacked(student.model)
     return student
 
@@ -176,7 +179,9 @@ def gathered(
     state: dict[str, torch.Tensor], # all its weights
 ) -> PeftModel: # with all of them, in float32
     "Bring a student and its adapter together in one process"
-    model = AutoModelForImageTextToText.from_config(trained.get_base_model().config, dtype=torch.float32)
+    part = trained.get_base_model()
+    model = AutoModelForImageTextToText.from_config(part.config, dtype=torch.float32)
+    model.generation_config = part.generation_config
     whole = get_peft_model(model, trained.peft_config[trained.active_adapter])
     whole.load_state_dict(state)
     return whole

@@ -752,13 +752,13 @@ def evaluate(
     n: int = 2000, # resamples for the intervals
 ) -> MetricTable: # of the test photos
     "Baselines and students on the same photos; resumable"
-    from qponder.model import best_device, load_student
+    from qponder.model import best_device, load_to_rate
     file, splits = Path(out) / 'predictions.jsonl', {'val': val, 'test': test}
     for name, scorer in baselines(train).items():
         for split, rows in splits.items():
             resume(partial(score_with, scorer, model=name, split=split), rows, file, name, split)
     for name, student in students.items():
-        if isinstance(student, (str, Path)): student = load_student(student, best_device())
+        if isinstance(student, (str, Path)): student = load_to_rate(student, best_device())
         for split, rows in splits.items(): predict(student, rows, file, name, split, settings, calibration, ask)
     table = tabulate(read_predictions(file), n=n)
     (Path(out) / 'metrics.json').write_text(json.dumps(table.dicts(), indent=1) + '\n', encoding='utf-8')

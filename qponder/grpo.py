@@ -43,7 +43,7 @@ from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_ju
 from .processes import in_parts, place, shared_groups
 from .reward import RewardSettings, add_up, check_needs, own_parts, trl_rewards
 from .scale import QPonderError, check_range
-from .sft import JsonlLog, Validate, asked, both_ways, keep_trained, newest_checkpoint, restore
+from .sft import JsonlLog, Validate, asked, at_rest, both_ways, keep_trained, newest_checkpoint, restore
 from .trace import parse
 
 # %% ../nbs/09_grpo.ipynb #fdaa170a
@@ -216,15 +216,13 @@ class LookFirst(TrainerCallback):
     def __init__(
         self,
         student: Student, # the one in training
-        look: Callable[[], Preflight], # `preflight` and what it is about
+        look: Callable[[Student], Preflight], # `preflight`, which knows the rest
         settings: GRPOSettings, # whether to look; `check_preflight` names them
     ): self.student, self.look, self.settings = student, look, settings
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step or not self.settings.preflight_prompts: return
-        training = self.student.model.training
-        check_preflight(self.look(), self.settings)
-        self.student.model.train(training)
+        with at_rest(self.student, model) as student: check_preflight(self.look(student), self.settings)
 
 # %% ../nbs/09_grpo.ipynb #635cd839
 class Alarm(TrainerCallback):
@@ -309,7 +307,7 @@ def grpo(
     reader, slow = consistency_reader(student, records, rewards, out, judge)
     audit(student, rows, settings.max_completion_length, out)
     newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
-    look = partial(preflight, student, rows.select(range(len(records))), settings, rewards, seed, reader=reader)
+    look = lambda one: preflight(one, rows.select(range(len(records))), settings, rewards, seed, reader=reader)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),

@@ -16,7 +16,7 @@ __all__ = ['T', 'Place', 'place', 'is_first', 'in_parts', 'wait_for', 'shared', 
 # %% ../nbs/05d_processes.ipynb #a91c0690
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,10 +46,9 @@ def is_first() -> bool: # True without a launcher
 # %% ../nbs/05d_processes.ipynb #542853ac
 def in_parts(
     env: Mapping[str, str] = os.environ, # as `accelerate launch` fills it
-    how: Sequence[str] = ('FSDP', 'DEEPSPEED'), # the ways to ask about
 ) -> bool:
     "Does each process hold only a part of the student?"
-    return any(env.get(f'ACCELERATE_USE_{way}') == 'true' for way in how)
+    return 'true' in (env.get('ACCELERATE_USE_FSDP'), env.get('ACCELERATE_USE_DEEPSPEED'))
 
 # %% ../nbs/05d_processes.ipynb #5dab021e
 T = TypeVar('T')

@@ -120,8 +120,8 @@ class Rater:
     @cached_property
     def student(self) -> Any: # a `model.Student`
         "The model in its stock classes"
-        from qponder.model import load_student
-        return load_student(self.name, self.device)
+        from qponder.model import load_to_rate
+        return load_to_rate(self.name, self.device)
 
     @property
     def least(self) -> int | None: # pixels; None: all that the file has

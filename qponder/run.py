@@ -687,7 +687,7 @@ def evaluate_stage(
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
-    if how.min_pixels or how.max_pixels:
+    if how.min_pixels or how.max_pixels or how.max_new_tokens:
         from qponder.adapt import load_trainee
         base = load_trainee(base, replace(how, quantise='none'), best_device())
     students = {'base': base} | trained
@@ -699,7 +699,8 @@ STAGES = (
     Stage('cold-start', cold_start_stage, ('student', 'student_', 'see_', 'sft_'), ('distill/kept.jsonl',), True),
     Stage('grpo', grpo_stage, ('student_', 'grpo_', 'reward_', 'served_model'),
           ('distill/kept.jsonl', 'cold-start/model'), True),
-    Stage('evaluate', evaluate_stage, ('student', 'student_min_pixels', 'student_max_pixels', 'reward_'),
+    Stage('evaluate', evaluate_stage,
+          ('student', 'student_min_pixels', 'student_max_pixels', 'student_max_new_tokens', 'reward_'),
           ('cold-start/model', 'grpo/model')),
 )
 

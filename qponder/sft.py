@@ -11,14 +11,15 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'read_log',
-           'JsonlLog', 'validation', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'restore',
-           'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained',
-           'teaching', 'cold_start']
+           'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
+           'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer',
+           'keep_trained', 'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from scipy.stats import spearmanr
+from torch import nn
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
@@ -299,6 +301,18 @@ def validation(
     rho = float(spearmanr(*zip(*pairs))[0]) if len({p for p, _ in pairs}) > 1 else None
     return {'val_srcc': rho, 'val_parse_rate': len(pairs) / len(reads)}
 
+# %% ../nbs/08_sft.ipynb #1111544d
+@contextmanager
+def at_rest(
+    student: Student, # in training
+    model: nn.Module | None = None, # it, as its trainer holds it: under an adapter, or in parts; None: as it is
+) -> Iterator[Student]: # to ask
+    "Ask a student between two steps."
+    asked = student if model is None else replace(student, model=model)
+    training = asked.model.training
+    yield asked
+    asked.model.train(training)
+
 # %% ../nbs/08_sft.ipynb #ef6d69a7
 class Validate(TrainerCallback):
     "Rate validation photos every few steps; every process does, for each may hold a part of the student."
@@ -310,11 +324,10 @@ class Validate(TrainerCallback):
         log: JsonlLog, # where to write
     ): self.student, self.val, self.every, self.log = student, val, every, log
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.val is None or (state.global_step % self.every and state.global_step != state.max_steps): return
-        training = self.student.model.training
-        self.log.write(state.global_step, validation(self.student, self.val))
-        self.student.model.train(training)
+        with at_rest(self.student, model) as student: said = validation(student, self.val)
+        self.log.write(state.global_step, said)
 
 # %% ../nbs/08_sft.ipynb #1b83fbbe
 def check_lessons(

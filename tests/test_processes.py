@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from launch import ENV, ROOT, gloo, zero3
+from launch import ENV, ROOT, fsdp, gloo, zero3
 from safetensors.torch import load_file
 
+from qponder.model import save_student, tiny_student
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
 from qponder.sft import read_log
@@ -27,16 +28,17 @@ def test_a_launcher_says_the_place():
     assert place({'RANK': '3', 'WORLD_SIZE': '4'}) == Place(3, 4, 4) and place({}) == Place()
 
 
-@pytest.fixture(scope='module', params=[gloo, pytest.param(zero3, marks=pytest.mark.slow)])
+@pytest.fixture(scope='module', params=[gloo, fsdp, pytest.param(zero3, marks=pytest.mark.slow)])
 def both(request, tmp_path_factory):
     "The folder of one process, and that of two. A student in parts has a stock tower, so the one process has it, too."
     from together import train
     alone, two = (tmp_path_factory.mktemp(n) for n in ('alone', 'two'))
+    for folder in (alone, two): save_student(tiny_student(), folder/'start')
     command = [*request.param(two), str(ROOT/'tests'/'together.py'), str(two)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('qponder.model.in_parts', lambda: request.param is zero3)
+        patch.setattr('qponder.model.in_parts', lambda: request.param is not gloo)
         train(alone)
     return alone, two
 

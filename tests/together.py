@@ -9,7 +9,7 @@ from qponder import grpo as page
 from qponder import sft
 from qponder.distill import Record
 from qponder.grpo import GRPOSettings, grpo
-from qponder.model import tensor_hash, tiny_student
+from qponder.model import load_student, tensor_hash
 from qponder.photo import pristine
 from qponder.sft import SFTSettings, cold_start
 from qponder.trace import Trace, render
@@ -34,11 +34,11 @@ class Told(GRPOTrainer):
 
 
 def train(folder):
-    "Both trainings, each from the same student. In float32: bfloat16 rounds two rows otherwise than four."
+    "Both trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
     sft.fast_bf16 = page.fast_bf16 = lambda: False
-    cold_start(tiny_student(), RECORDS, folder/'sft', SFT)
+    cold_start(load_student(folder/'start'), RECORDS, folder/'sft', SFT)
     page.GRPOTrainer = Told
-    try: grpo(tiny_student(), RECORDS, folder/'grpo', GRPO)
+    try: grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
     finally: page.GRPOTrainer = GRPOTrainer
 
 
