@@ -22,12 +22,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qponder.distill import read_rows
 from qponder.evaluate import Interval, Metric, Prediction, bootstrap, plcc, predict, read_predictions, srcc, values
 from qponder.model import tensor_hash
 from qponder.rate import Rater
 from qponder.run import STAGES, Common, Parts, Run, Stage, hash_parts, load_parts, read_settings, run_stage, traces
 from qponder.run import versions, write_json
-from qponder.sft import read_log
 from qponder.trace import parse
 
 PRESET, COLD = 'nano-biq2021-start', 'nano-ci'
@@ -117,7 +117,7 @@ def collect(out: Path) -> pd.DataFrame:
         runs[name] = dict(readable=float(np.mean([p.ok for p in answers])), seconds=note['wall_seconds'],
             reasonings=len({parse(p.text, p.finished).reasoning for p in answers}), inputs=note['inputs'])
         if name != 'cold':
-            rows = [r for r in read_log(out / name / 'log.jsonl') if 'reward' in r]
+            rows = [r for r in read_rows(out / name / 'log.jsonl') if 'reward' in r]
             logs += [dict(run=name, step=r['step']) | {k: round(r[k], 4) for k in LOGGED if k in r} for r in rows]
     scores.round(3).sort_values([*scores]).to_csv(out / 'results/scores.csv', index=False)
     pd.DataFrame(logs).to_csv(out / 'results/log.csv', index=False)

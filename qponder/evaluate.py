@@ -10,7 +10,7 @@ A table is made from stored predictions and nothing else, so that anybody can ma
 
 # %% auto #0
 __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'paired_bootstrap', 'Logistic4',
-           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'store', 'resume', 'predict', 'constant',
+           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
            'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'evaluate']
@@ -18,7 +18,7 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from scipy.special import gamma
 from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
-from .distill import _open, _rows, image_sha, mend, photo_faults
+from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, write_records
 from .measure import Calibration, features, measure
 from .photo import ImageError
 from .reward import RewardSettings, aspect_agreement, reward
@@ -220,28 +220,7 @@ def read_predictions(
     path: str | Path, # predictions.jsonl
 ) -> list[Prediction]: # in the order of the file
     "Read stored predictions; `QPonderError` naming the line that is none"
-    try: lines = Path(path).read_text(encoding='utf-8').removesuffix('\n')
-    except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); run `evaluate` first') from e
-    known, out = {f.name for f in fields(Prediction)}, []
-    for i, line in enumerate(lines.split('\n') if lines else [], 1):
-        try: out.append(Prediction(**{k: v for k, v in json.loads(line).items() if k in known}))
-        except (ValueError, TypeError, AttributeError) as e:
-            raise QPonderError(f'{path}, line {i}: not a prediction ({e}); delete the line and run again') from e
-    return out
-
-# %% ../nbs/10_evaluate.ipynb #eba4ae0f
-def store(
-    path: str | Path, # predictions.jsonl; made if need be
-    predictions: Iterable[Prediction], # to be appended
-) -> None:
-    "Append predictions; `QPonderError` when there is no room or no right to"
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'a', encoding='utf-8', errors='backslashreplace') as f:
-            for p in predictions: f.write(json.dumps(asdict(p), ensure_ascii=False) + '\n')
-    except OSError as e:
-        raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '
-                           'What was written before is kept') from e
+    return load_lines(path, Prediction, 'qponder evaluate', 'delete the line and run again')
 
 # %% ../nbs/10_evaluate.ipynb #0037a2ce
 def _read_answer(
@@ -304,7 +283,7 @@ def resume(
     todo = [r for r in rows if (model, split, r['path']) not in done]
     for i in range(0, len(todo), batch_size):
         new = make(todo[i:i + batch_size])
-        store(out, new)
+        write_records(out, new)
         done |= {(model, split, p.path): p for p in new}
     return [done[model, split, r['path']] for r in rows]
 

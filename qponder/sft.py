@@ -10,10 +10,10 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
-           'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'read_log',
-           'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
-           'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer',
-           'keep_trained', 'teaching', 'cold_start']
+           'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'JsonlLog',
+           'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'restore',
+           'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained',
+           'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -37,7 +37,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
 from .degrade import spoil
-from .distill import Record
+from .distill import Record, read_rows
 from .fast import (SCORES, Verdict, expected_score, fast_bf16, level_token_ids, score_token_ids, verdict_of,
                           verdict_place)
 from .model import Student, generate, no_bars, remember
@@ -254,17 +254,6 @@ def number(
     try: return float(value)
     except (TypeError, ValueError): return value
 
-# %% ../nbs/08_sft.ipynb #627e287d
-def read_log(
-    path: str | Path, # a `log.jsonl`
-) -> list[dict]: # its rows; a torn last line is left out
-    "Read a training log."
-    rows = []
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError: break
-    return rows
-
 # %% ../nbs/08_sft.ipynb #311e331f
 class JsonlLog(TrainerCallback):
     "Keep what the trainer logs as JSON lines, one row per logged step; of several processes the first one writes."
@@ -283,7 +272,7 @@ class JsonlLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not is_first(): return
-        rows = [r for r in read_log(self.path) if r['step'] <= state.global_step] if state.global_step else []
+        rows = [r for r in read_rows(self.path) if r['step'] <= state.global_step] if state.global_step else []
         self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs): self.write(state.global_step, logs or {})

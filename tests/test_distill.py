@@ -212,7 +212,7 @@ def test_photo_in_memory_wins_over_its_path(rows, tmp_path):
 def test_spoilt_store_and_unwritable_folder(rows, whole, tmp_path, monkeypatch):
     lines = whole[1].splitlines(keepends=True)
     (tmp_path/'traces.jsonl').write_bytes(lines[0] + b'{"spoilt\n' + lines[1])
-    with pytest.raises(QPonderError, match='traces.jsonl, line 2: not a record'): distill(rows, Counting(), tmp_path)
+    with pytest.raises(QPonderError, match='traces.jsonl, line 2: no Record'): distill(rows, Counting(), tmp_path)
     (tmp_path/'file').write_text('')
     with pytest.raises(QPonderError, match='cannot be written'): distill(rows, Counting(), tmp_path/'file')
     full = tmp_path/'full'

@@ -12,10 +12,11 @@ from PIL import Image
 from scipy import stats
 
 import qponder.evaluate as ev
+from qponder.distill import write_records
 from qponder.evaluate import (Fitted, Interval, Logistic4, Prediction, baselines, bell, bootstrap, brisque_features,
                               brisque_scores, brisque_svr, chain, compare, constant, evaluate, fit_on, grounding, krcc,
                               logistic4_fit, measured_ridge, metrics, paired_bootstrap, plcc, predict,
-                              read_predictions, rmse, score_with, spread, srcc, store, tabulate, values)
+                              read_predictions, rmse, score_with, spread, srcc, tabulate, values)
 from qponder.scale import QPonderError
 
 pairs = st.lists(st.tuples(st.integers(0, 40), st.integers(10, 50)), min_size=3, max_size=30).map(
@@ -235,7 +236,7 @@ def test_comparison_needs_the_same_photos_and_leaves_out_failures_of_either():
 def test_predictions_survive_the_disk(tmp_path):
     broken = Prediction('m', 'ü.png', 'test', 2., status='unreadable', note='«broken»', faults={'blur': 2})
     p = [*predictions(3), broken]
-    store(tmp_path / 'p.jsonl', p)
+    write_records(tmp_path / 'p.jsonl', p)
     assert read_predictions(tmp_path / 'p.jsonl') == p
 
 
@@ -291,14 +292,15 @@ def test_unreadable_photos_are_rows_and_nobody_is_asked_about_them(tmp_path):
 
 @pytest.mark.parametrize('line', ['nonsense', '[1]', '{"model": "m"}', '3'])
 def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
-    store(tmp_path / 'p.jsonl', predictions(1))
+    write_records(tmp_path / 'p.jsonl', predictions(1))
     with open(tmp_path / 'p.jsonl', 'a') as f: f.write(line + '\n')
     with pytest.raises(QPonderError, match='p.jsonl, line 2'): read_predictions(tmp_path / 'p.jsonl')
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(QPonderError, match='cannot be written'): store(tmp_path / 'file' / 'p.jsonl', predictions(1))
+    with pytest.raises(QPonderError, match='cannot be written'):
+        write_records(tmp_path / 'file' / 'p.jsonl', predictions(1))
 
 
 def test_baselines_know_only_the_training_photos():

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from qponder import grpo as page
-from qponder.distill import Record
+from qponder.distill import Record, read_rows
 from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_rows, preflight
 from qponder.model import tiny_student
 from qponder.photo import pristine
@@ -15,7 +15,7 @@ from qponder.readers import Reference
 from qponder.reward import RewardSettings
 from qponder.run import read_settings
 from qponder.scale import QPonderError
-from qponder.sft import SFTSettings, cold_start, read_log
+from qponder.sft import SFTSettings, cold_start
 from qponder.trace import Trace, render
 
 SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))
@@ -60,7 +60,7 @@ def test_stopped_and_continued_is_as_if_never_stopped(taught, tmp_path, ctrl_c):
     state = whole.model.state_dict()
     assert any(not torch.equal(v, state[k]) for k, v in taught.items())
     assert all(torch.equal(v, state[k]) for k, v in again.model.state_dict().items())
-    rewards = [[r['reward'] for r in read_log(tmp_path/p/'log.jsonl') if 'reward' in r] for p in ('whole', 'parts')]
+    rewards = [[r['reward'] for r in read_rows(tmp_path/p/'log.jsonl') if 'reward' in r] for p in ('whole', 'parts')]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 4
     assert len(list((tmp_path/'whole').glob('completions/*'))) == 4
 
@@ -90,7 +90,7 @@ def test_two_steps_with_every_reward(taught, tmp_path, name):
     how = replace(HOW, steps=2, scale_rewards='batch')
     rated = [replace(r, std=.4, name='two', damage=d) for r, d in zip(RECORDS, ('', 'jpeg 5'))]
     grpo(student(taught), rated, tmp_path, how, REWARDS[name], judge=generous)
-    log = [r for r in read_log(tmp_path/'log.jsonl') if 'reward' in r]
+    log = [r for r in read_rows(tmp_path/'log.jsonl') if 'reward' in r]
     paid = {p for p, w in REWARDS[name].weights.items() if w} | {'format', 'accuracy', 'consistency'}
     assert len(log) == 2
     for row in log:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qponder import sft
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.distill import Record
+from qponder.distill import Record, read_rows
 from qponder.fast import answer, asked_as, load_nano, reads_levels, verdict_of, verdict_place
 from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
@@ -25,7 +25,7 @@ from qponder.rank import fidelity
 from qponder.rate import Rater
 from qponder.run import Run, read_settings, run_stages
 from qponder.scale import LEVEL_SCORES, LEVELS, QPonderError
-from qponder.sft import SFTSettings, cold_start, read_log, sft_rows
+from qponder.sft import SFTSettings, cold_start, sft_rows
 from qponder.tiny import KINDS, tiny_vlm
 from qponder.trace import LEVEL, REASON, SCORE_ONLY, claims, parse, render, well_formed
 
@@ -152,7 +152,7 @@ def test_words_that_begin_alike_are_refused():
 
 # training
 
-def losses(folder): return [r['loss'] for r in read_log(folder/'log.jsonl') if 'loss' in r]
+def losses(folder): return [r['loss'] for r in read_rows(folder/'log.jsonl') if 'loss' in r]
 
 
 @pytest.mark.parametrize('objective', WORDED)

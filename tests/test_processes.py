@@ -7,10 +7,10 @@ import pytest
 from launch import ENV, ROOT, fsdp, gloo, zero3
 from safetensors.torch import load_file
 
+from qponder.distill import read_rows
 from qponder.model import save_student, tiny_student
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
-from qponder.sft import read_log
 
 
 @pytest.mark.parametrize('world', [1, 2, 4, 8, 16])
@@ -45,7 +45,7 @@ def both(request, tmp_path_factory):
 
 @pytest.mark.parametrize('part, keys', [('sft', ['loss', 'grad_norm']), ('grpo', ['loss', 'grad_norm', 'reward'])])
 def test_two_processes_have_the_losses_of_one(both, part, keys):
-    logs = [[r for r in read_log(f/part/'log.jsonl') if 'loss' in r] for f in both]
+    logs = [[r for r in read_rows(f/part/'log.jsonl') if 'loss' in r] for f in both]
     assert [r['step'] for r in logs[0]] == [r['step'] for r in logs[1]] and logs[0]
     for a, b in zip(*logs):
         for key in keys: assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qponder.distill import Record
 from qponder.evaluate import Interval, Prediction, tabulate
-from qponder.report import (MODELS, curve, extremes, gain, group, paid, read_rows, report, results, scores, summary,
+from qponder.report import (MODELS, curve, extremes, gain, group, paid, report, results, scores, summary,
                             svg, thumbnail, verdict)
 from qponder.scale import QPonderError
 
@@ -198,11 +198,6 @@ def test_verdicts(more, words): assert words in verdict('a', 'b', 'SRCC', more, 
 
 def test_curves_skip_what_was_not_logged():
     assert curve([{'step': 1, 'x': None}, {'x': 2.}, {'step': 3, 'x': 2.}, {'step': 4, 'y': 1}], 'x') == ([3], [2.])
-
-
-def test_torn_last_line_is_left_out(tmp_path):
-    (tmp_path/'log.jsonl').write_text('{"step": 1}\n{"st')
-    assert read_rows(tmp_path/'log.jsonl') == [{'step': 1}]
 
 
 def test_figures_are_repeatable_and_named():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qponder.evaluate import Prediction, srcc, store
+from qponder.distill import write_records
+from qponder.evaluate import Prediction, srcc
 
 FILE = Path(__file__).resolve().parents[1]/'benchmarks/rewards.py'
 PEOPLE = [1.2, 2.1, 3.3, 4.8]
@@ -22,9 +23,10 @@ def bench():
 def finish(out: Path, name: str, said: list[float | None], photo: str = 'secret') -> None:
     "A finished run that said these scores."
     text = '<think>The photo is sharp.</think><answer>{}</answer>'
-    store(out/name/'predictions.jsonl', [Prediction(name, f'{photo}/{i}.png', 'val', people, greedy=s, expected=s,
-          status='ok' if s else 'no_answer', text=text.format(s), reward=dict(agreement=.5))
-          for i, (people, s) in enumerate(zip(PEOPLE, said))])
+    write_records(out/name/'predictions.jsonl', [
+        Prediction(name, f'{photo}/{i}.png', 'val', people, greedy=s, expected=s,
+                   status='ok' if s else 'no_answer', text=text.format(s), reward=dict(agreement=.5))
+        for i, (people, s) in enumerate(zip(PEOPLE, said))])
     (out/name/'manifest.json').write_text(json.dumps(dict(wall_seconds=1., inputs={})))
     (out/name/'log.jsonl').write_text(json.dumps(dict(step=1, reward=.5, reward_std=.1, loss=0.)) + '\n')
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qponder import run as module
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.report import read_rows
+from qponder.distill import read_rows
 from qponder.run import (STAGES, Common, Entry, Parts, Run, Stage, build, convert, default_file, difference, disk_error,
                          entries, read_ini, read_overrides, read_settings, run_stage, run_stages, seed_all, sha,
                          stage_settings, write_json)
@@ -546,7 +546,7 @@ def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, mo
     assert main(['run', '--name', 'whole']) == 0
     stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(sft, 'validation', 2, KeyboardInterrupt()),
              fails(sft, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
-             fails(evaluate, 'store', 10, KeyboardInterrupt()))
+             fails(evaluate, 'write_records', 10, KeyboardInterrupt()))
     for stage, code, stop in zip(('distill', 'cold-start', 'grpo', 'evaluate'), (130, 130, 2, 130), stops):
         with monkeypatch.context() as patch:
             stop(patch)

@@ -9,11 +9,11 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from qponder import sft
-from qponder.distill import Record
+from qponder.distill import Record, read_rows
 from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.scale import QPonderError
-from qponder.sft import SFTSettings, cold_start, read_log
+from qponder.sft import SFTSettings, cold_start
 from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
 
@@ -58,14 +58,14 @@ def test_the_first_loss_is_that_of_trls_own_argument(tmp_path):
                        processing_class=tiny.processor, compute_loss_func=loss)
     stock.train()
     theirs = [r['loss'] for r in stock.state.log_history if 'loss' in r]
-    assert [r['loss'] for r in read_log(tmp_path/'ours'/'log.jsonl') if 'loss' in r] == pytest.approx(theirs, rel=1e-5)
+    assert [r['loss'] for r in read_rows(tmp_path/'ours'/'log.jsonl') if 'loss' in r] == pytest.approx(theirs, rel=1e-5)
 
 
 def test_accumulated_batches_weigh_as_one(tmp_path):
     one, two = tiny_student(), tiny_student()
     cold_start(one, RECORDS, tmp_path/'one', HOW)
     cold_start(two, RECORDS, tmp_path/'two', replace(HOW, batch_size=1, accumulate=2))
-    losses = [[r['loss'] for r in read_log(tmp_path/n/'log.jsonl') if 'loss' in r] for n in ('one', 'two')]
+    losses = [[r['loss'] for r in read_rows(tmp_path/n/'log.jsonl') if 'loss' in r] for n in ('one', 'two')]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -108,7 +108,8 @@ def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     again = tiny_student(seed=1)
     cold_start(again, RECORDS, tmp_path/'parts', HOW, VAL)
     assert same(weights(whole), weights(again))
-    steps = [[r['step'] for r in read_log(tmp_path/p/'log.jsonl') if 'val_parse_rate' in r] for p in ('whole', 'parts')]
+    logs = [read_rows(tmp_path/p/'log.jsonl') for p in ('whole', 'parts')]
+    steps = [[r['step'] for r in log if 'val_parse_rate' in r] for log in logs]
     assert steps[0] == steps[1] == [3, 6]
 
 

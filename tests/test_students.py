@@ -113,7 +113,8 @@ def test_what_a_checkpoint_of_the_hub_says_neither_cuts_answers_nor_forbids_word
     student, images = load_student(mine/'first'/'model'), [open_image(p) for p in pristine()[:2]]
     said = generate(student, images)
     assert all(a.finished for a in said) and max(len(student.processor.tokenizer(a.text).input_ids) for a in said) > 20
-    student.model.generation_config.update(max_new_tokens=None, do_sample=True, temperature=1e-6, repetition_penalty=1.05)
+    student.model.generation_config.update(max_new_tokens=None, do_sample=True, temperature=1e-6,
+                                           repetition_penalty=1.05)
     assert generate(load_student(save_student(student, mine/'hub')), images) == said
 
 
