@@ -281,7 +281,7 @@ class DistillSettings:
     max_words: int = 80 # 1 to 1000
     min_aspects: int = 6 # aspects spoken of, 0 to 6
     max_repeats: float = 0.1 # share of four-word sequences that were said before, 0 to 1
-    trial: int = 20 # answers at the start that may all be laid out wrongly, 0 to 100000; 0: any number
+    trial: int = 20 # answers at the start of which none may be kept, 0 to 100000; 0: any number
     judge: Literal['none', 'served'] = 'none' # whether another model gives each reasoning marks
     judge_model: str = '' # which, as the server of the teacher calls it; '': the teacher itself
     min_fidelity: int = 3 # marks below which a reasoning is dropped, 0 to 5
@@ -675,25 +675,29 @@ class Unanswered(Exception):
 
 # %% ../nbs/05_distill.ipynb #da23c9d0
 class Trial:
-    "Ends a run when the first answers are all laid out otherwise than asked; several threads may tell it of answers"
+    "Ends a run when none of the first answers can be used; several threads may tell it of answers"
     def __init__(self,
         first: int, # how many answers; 0: never ends it
-    ):
-        self.first, self.failed, self.passed, self.lock = first, Counter(), set(), Lock()
+    ): self.first, self.failed, self.passed, self.lock = first, {}, set(), Lock()
 
     def __call__(self,
         who: str, # teacher or examiner
-        ok: bool, # whether its answer could be read
+        verdict: str, # 'kept', or the filter that dropped the answer
         text: str, # the answer
     ) -> None:
         "Take note of an answer that is stored; `QPonderError` when it is the last straw"
         with self.lock:
-            if ok: self.passed.add(who)
-            else: self.failed[who] += 1
-        if who not in self.passed and self.failed[who] == self.first:
-            raise QPonderError(f'{who}: none of its first {self.first} answers is laid out as asked; one begins '
-                f'{text[:160]!r}. All are kept. Ask a model that follows instructions, or allow longer answers '
-                '(served_max_tokens); distill_trial = 0 goes on all the same')
+            why = self.failed.setdefault(who, Counter())
+            if verdict == 'kept': self.passed.add(who)
+            else: why[verdict] += 1
+        if who in self.passed or why.total() != self.first: return
+        said = f'{who}: none of its first {self.first} answers is'
+        begins, on = f'one begins {text[:160]!r}. All are stored.', 'distill_trial = 0 goes on all the same'
+        if [*why] == ['grammar']: raise QPonderError(f'{said} laid out as asked; {begins} Ask a model that follows '
+            f'instructions, or allow longer answers (served_max_tokens); {on}')
+        counts = ', '.join(f'{n} {k}' for k, n in why.most_common())
+        raise QPonderError(f'{said} kept ({counts}); {begins} Loosen these filters, which costs no new question, '
+                           f'or ask another model; {on}')
 
 # %% ../nbs/05_distill.ipynb #85a0c665
 class Answers:
@@ -787,8 +791,10 @@ def _answer(
         answers.add(record)
         final = examined(record, image, settings, examiner)
         if final is not record: answers.add(final)
-    if record.raw and not old: answers.trial(teacher.name, record.verdict != 'grammar', record.raw)
-    if final.marks != record.marks: answers.trial('the judge', read_marks(final.marks) is not None, final.marks)
+    heard = 'kept' if record.verdict == 'marked' else record.verdict # marks come after the answer
+    if record.raw and not old: answers.trial(teacher.name, heard, record.raw)
+    if final.marks != record.marks:
+        answers.trial('the judge', 'kept' if read_marks(final.marks) else 'grammar', final.marks)
     return final
 
 # %% ../nbs/05_distill.ipynb #e3a31fb1

@@ -102,7 +102,7 @@ def _pair(
         except Unanswered as e: return PairRecord(**about, verdict='unanswered', note=str(e))
         record = judge_pair(replace(record, id=key, **about), settings)
         answers.add(record)
-    if not old: answers.trial(teacher.name, bool(record.choice), record.raw)
+    if not old: answers.trial(teacher.name, 'kept' if record.choice else 'grammar', record.raw)
     return record
 
 # %% ../nbs/05c_pairs.ipynb #028cf89d

@@ -409,6 +409,14 @@ class Talker(Counting):
         return good if len(self.asked) >= self.better else f'A lovely photo, number {len(self.asked)}!'
 
 
+def test_answers_that_all_fall_through_one_filter_end_a_run_early(tmp_path):
+    rows, terse = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(60)], Talker()
+    terse.better = 0
+    with pytest.raises(QPonderError, match=r'none of its first 20 answers is kept \(20 length\).*Loosen these filters'):
+        distill(rows, terse, tmp_path, DistillSettings(min_words=500, max_words=900))
+    assert len(load_records(tmp_path/'traces.jsonl')) == 20
+
+
 @pytest.mark.parametrize('at_once', [1, 4])
 def test_prose_ends_a_run_early_and_is_kept(tmp_path, at_once):
     rows = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(60)]

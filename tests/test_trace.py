@@ -2,6 +2,7 @@
 import re
 import unicodedata
 
+import pytest
 from hypothesis import given, strategies as st
 
 from qponder.chinese import GLOSSARY, chinese, gloss, is_chinese, units
@@ -242,3 +243,20 @@ def test_chinese_denials_lists_and_degrees():
 def test_glossing_leaves_other_languages_alone(text):
     assert not is_chinese(gloss(text)) and (is_chinese(text) or gloss(text) == text)
     if not re.search('[，。、；：！？（）]', text): assert ''.join(units(text)) == ''.join(text.split())
+
+
+@pytest.mark.parametrize('text, degrees', [
+    ('There is minimal noise, even in the darker areas.', dict(noise=0)),
+    ('Very little noise is visible. Compression artifacts are not noticeable.', dict(noise=0, compression=0)),
+    ('A little noise shows in the sky, with a few compression artifacts.', dict(noise=1, compression=1)),
+    ('Severe compression artifacts around the edges.', dict(compression=3)),
+    ('The image is free from noise and artifacts.', dict(noise=0, compression=0)),
+    ('Sharpness is fine. Noise is a slight fault in the sky. Compression: fine.',
+     dict(sharpness=0, noise=1, compression=0)),
+    ('Exposure is balanced, contrast is good and the colors are vibrant.', dict(exposure=0, contrast=0, colour=0)),
+    ('The image lacks sharpness and the lighting is poor.', dict(sharpness=2, exposure=2)),
+    ('Contrast is not a problem, but exposure is a severe fault.', dict(contrast=0, exposure=3)),
+    ('The scene is a bit dark. Fine detail in the trees is lost.', dict(exposure=1, sharpness=2)),
+    ('The details of the house and the focus of the story.', {}),
+])
+def test_judgements_of_a_large_teacher_are_read(text, degrees): assert claims(text).degrees == degrees
