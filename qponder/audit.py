@@ -12,7 +12,7 @@ files, not their pixels: a hundred thousand photos are counted in minutes."""
 
 # %% auto #0
 __all__ = ['photo_size', 'promised', 'bare', 'chat_text', 'look_closely', 'Audit', 'spread', 'photo_places', 'beyond',
-           'count_tokens', 'texts', 'audit']
+           'count_tokens', 'texts', 'check_ending', 'audit']
 
 # %% ../nbs/06c_audit.ipynb #64249ca9
 import inspect
@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset
 from PIL import ExifTags, Image
 
-from .model import Student
+from .model import Student, end_tokens
 from .photo import DAMAGE, open_image
 from .scale import QPonderError
 
@@ -160,6 +160,16 @@ def texts(
     answers = rows['completion'] if 'completion' in rows.column_names else repeat(())
     return tuple([chat_text(student, *r) for r in zip(rows['prompt'], some)] for some in (repeat(()), answers))
 
+# %% ../nbs/06c_audit.ipynb #f75ba348
+def check_ending(
+    student: Student, # whose chat template
+    answer: str, # as the template writes it, with what follows
+) -> None:
+    "`QPonderError` for a template that does not end an answer, so that nobody would learn to stop"
+    if end_tokens(student).isdisjoint(student.processor.tokenizer(answer, add_special_tokens=False)['input_ids']):
+        raise QPonderError(f'{student.name}: its chat template does not end an answer ({answer[-20:]!r}): write '
+                           '{{ eos_token }} after the text of the assistant in its chat_template.jinja')
+
 # %% ../nbs/06c_audit.ipynb #c4c9666d
 def audit(
     student: Student, # who will be trained
@@ -170,6 +180,7 @@ def audit(
     "Count every row. Raises QPonderError, naming the photo, where the model's context is too short or counts differ"
     rows = rows.with_format(None)
     paths, (asked, whole) = list(rows['path']), texts(student, rows)
+    if 'completion' in rows.column_names: check_ending(student, whole[0][len(asked[0]):])
     sizes, places = photo_places(student, paths)
     image = np.array([places[sizes[p]] for p in paths])
     prompt, total = (count_tokens(student, some) + image for some in (asked, whole))

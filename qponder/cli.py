@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'find_run', 'do_report',
-           'do_sheet', 'do_pairs', 'do_init', 'complain', 'do_check', 'do_rate', 'read_tower', 'do_base', 'do_doctor',
-           'read_plan', 'do_estimate', 'do_parity', 'do_shards', 'add_place', 'add_run', 'add_photos', 'add_others',
-           'add_shards', 'add_machine', 'make_parser', 'calm', 'main']
+           'do_sheet', 'do_pairs', 'do_init', 'complain', 'do_check', 'device_for', 'do_rate', 'read_tower', 'do_base',
+           'do_doctor', 'read_plan', 'do_estimate', 'do_parity', 'do_shards', 'add_place', 'add_run', 'add_photos',
+           'add_others', 'add_shards', 'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, logging, os, re, sys, warnings
@@ -163,19 +163,24 @@ def do_check(
             code = max(code, int(bool(report.problems)))
     return code
 
+# %% ../nbs/14_cli.ipynb #cb77ca41
+def device_for(
+    model: str, # who rates
+) -> str: # 'cuda' or 'cpu'
+    "Where a student rates fastest: nano needs no GPU"
+    from qponder.fast import checkpoint, is_nano
+    if is_nano(checkpoint(model)): return 'cpu'
+    from qponder.model import best_device
+    return best_device()
+
 # %% ../nbs/14_cli.ipynb #a2012093
 def do_rate(
     args: argparse.Namespace, # photos, model, score_only, size, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
-    from qponder.fast import checkpoint, is_nano
     from qponder.rate import Rater, find_photos, rate_many
-    device = 'cpu'
-    if not is_nano(checkpoint(args.model)):
-        from qponder.model import best_device
-        device = best_device()
     failed, photos = False, find_photos(args.photos)
-    for r in rate_many(Rater(args.model, device, args.size), photos, reasons=not args.score_only):
+    for r in rate_many(Rater(args.model, device_for(args.model), args.size), photos, reasons=not args.score_only):
         failed |= r.score is None
         print(r.to_json() if args.json else r, flush=True)
     return int(failed)
@@ -281,7 +286,8 @@ def do_shards(
     from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
     if args.workers < 0 or args.gpus < 0: raise QPonderError('--workers and --gpus: give a number from 0')
     s = read_settings(args.preset, args.settings, given(args))
-    rate = RateJob(args.model, not args.score_only, 'cuda' if args.gpus else 'cpu')
+    device = 'cuda' if args.gpus else 'cpu' if args.workers else device_for(args.model)
+    rate = RateJob(args.model, not args.score_only, device)
     job = rate if args.job == 'rate' else DistillJob(s)
     shards = find_shards(args.shards)
     n = work_spread(shards, job, args.out, args.workers, args.gpus) if args.workers else work_plainly(
@@ -329,7 +335,7 @@ def add_photos(
     p.set_defaults(do=do_rate)
     p.add_argument('photos', nargs='+', metavar='PHOTO', help='files or folders')
     p.add_argument('--model', default='nano', help="nano, or a model's folder (default: nano)")
-    p.add_argument('--score-only', action='store_true', help='no reasons, several times faster')
+    p.add_argument('--score-only', action='store_true', help='no reasons, up to twice as fast')
     p.add_argument('--size', type=int, default=0, metavar='PIXELS',
                    help='side at which nano looks at photos, such as 224: faster, a little less right')
     p.add_argument('--json', action='store_true', help='one JSON object per line')
@@ -376,7 +382,7 @@ def add_shards(
     p.add_argument('--workers', type=int, default=0, help='actors of Ray; 0: this process alone (default: 0)')
     p.add_argument('--gpus', type=float, default=0., help='of a worker (default: 0)')
     p.add_argument('--model', default='nano', help="who rates: nano, or a model's folder (default: nano)")
-    p.add_argument('--score-only', action='store_true', help='no reasons, several times faster')
+    p.add_argument('--score-only', action='store_true', help='no reasons, up to twice as fast')
     p.add_argument('--preset', default='nano', help='whose settings distill follows (default: nano)')
     p.add_argument('--settings', metavar='FILE', help='default: ./settings.ini, else the one in the package')
     p.add_argument('--set', action='append', metavar='KEY=VALUE', help='any key of settings.ini; may be repeated')
@@ -429,7 +435,11 @@ def main(
     from qponder.scale import QPonderError
     calm()
     try: return args.do(args)
+    except BrokenPipeError: # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (QPonderError, OSError) as e: return complain(e)
     except KeyboardInterrupt:
-        print('qponder: stopped; what is done is kept, the same command goes on from there', file=sys.stderr)
+        on = '' if args.do is do_rate else '; what is done is kept, the same command goes on from there'
+        print(f'qponder: stopped{on}', file=sys.stderr)
         return 130

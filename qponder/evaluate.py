@@ -13,7 +13,7 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
            'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
-           'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'evaluate']
+           'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
@@ -276,9 +276,12 @@ def resume(
     split: str, # train, val or test
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
-    "The predictions of all rows: those stored already, and new ones, stored as they come"
+    "The predictions of all rows: those stored already, and new ones, stored as they come; photos are opened anew"
     mend(Path(out))
-    done = {(p.model, p.split, p.path): p for p in (read_predictions(out) if Path(out).exists() else [])}
+    stored = read_predictions(out) if Path(out).exists() else []
+    kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]
+    if kept != stored: write_records(out, kept, 'w')
+    done = {(p.model, p.split, p.path): p for p in kept}
     rows = list(_rows(rows))
     todo = [r for r in rows if (model, split, r['path']) not in done]
     for i in range(0, len(todo), batch_size):
@@ -309,10 +312,13 @@ def _train(
     rows: Iterable[Mapping[str, Any]], # path, score and image
     look: Callable[[Image.Image], np.ndarray], # photo -> features
 ) -> tuple[np.ndarray, np.ndarray]: # features (photos, n) and human scores (photos,)
-    "Features and scores of the training photos; those that cannot be opened are left out (distill reports them)"
-    opened = [(_open(r), float(r['score'])) for r in _rows(rows)]
-    kept = [(look(photo), score) for photo, score in opened if not isinstance(photo, ImageError)]
-    return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
+    "Features and scores of the training photos; ImageError for one that cannot be opened"
+    seen = []
+    for row in _rows(rows):
+        photo = _open(row)
+        if isinstance(photo, ImageError): raise photo
+        seen.append((look(photo), float(row['score'])))
+    return np.array([x for x, _ in seen]), np.array([y for _, y in seen])
 
 # %% ../nbs/10_evaluate.ipynb #623050c8
 Scorer = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -718,6 +724,14 @@ def baselines(
     fits = {'constant': constant, 'measured + ridge': measured_ridge, 'BRISQUE + SVR': brisque_svr}
     return {name: fit(train) for name, fit in fits.items()} | stock
 
+# %% ../nbs/10_evaluate.ipynb #71bf3c2d
+def whole(
+    predictions: Iterable[Prediction], # of all photos
+) -> None:
+    "`ImageError` for a photo that could not be opened: a table must not be about other photos than the next one"
+    for p in predictions:
+        if p.status == 'unreadable': raise ImageError(f'{p.note}. What was predicted is kept, the same command goes on')
+
 # %% ../nbs/10_evaluate.ipynb #818e3149
 def evaluate(
     students: Mapping[str, Any], # name -> a student, a checkpoint's folder, or a name that `model.load_student` knows
@@ -735,10 +749,11 @@ def evaluate(
     file, splits = Path(out) / 'predictions.jsonl', {'val': val, 'test': test}
     for name, scorer in baselines(train).items():
         for split, rows in splits.items():
-            resume(partial(score_with, scorer, model=name, split=split), rows, file, name, split)
+            whole(resume(partial(score_with, scorer, model=name, split=split), rows, file, name, split))
     for name, student in students.items():
         if isinstance(student, (str, Path)): student = load_to_rate(student, best_device())
-        for split, rows in splits.items(): predict(student, rows, file, name, split, settings, calibration, ask)
+        for split, rows in splits.items():
+            whole(predict(student, rows, file, name, split, settings, calibration, ask))
     table = tabulate(read_predictions(file), n=n)
     (Path(out) / 'metrics.json').write_text(json.dumps(table.dicts(), indent=1) + '\n', encoding='utf-8')
     return table

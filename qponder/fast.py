@@ -54,6 +54,7 @@ def checkpoint(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
 ) -> Path: # the folder; a hub id stays as it is
     "Where a student's files are. Raises QPonderError for a name that can be none of the three."
+    if not str(name): raise QPonderError(f'no student is named; {", ".join(shipped())} ship with qponder')
     folder = ASSETS / name if (ASSETS / name).is_dir() else Path(name)
     if folder.is_dir() or len(folder.parts) == 2: return folder
     made = folder.parent.name == 'cold-start' and f'; `qponder sft --preset {folder.parts[-3]}` makes it' or ''
@@ -457,7 +458,9 @@ def load_nano(
     if size: parts['processor_config']['image_processor']['size'] = square(size, parts['config']['vision_config'])
     net = load_net(folder, parts, fast_bf16() if bf16 is None else bf16)
     fit_places(net.vision_tower, parts)
-    return Nano(net, Tokenizer.from_file(str(folder / 'tokenizer.json')), read_layout(folder), parts)
+    try: words = Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    except Exception as e: raise QPonderError(f'{folder}/tokenizer.json: cannot be read ({e}); restore it') from e
+    return Nano(net, words, read_layout(folder), parts)
 
 # %% ../nbs/05a_fast.ipynb #2a3e0b84
 @dataclass(frozen=True)

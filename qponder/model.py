@@ -15,8 +15,8 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor
            'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config',
            'Student', 'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'end_tokens',
            'read_generation', 'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt',
-           'generate_batch', 'generate', 'no_bars', 'save_student', 'load_student', 'best_device', 'load_to_rate',
-           'release']
+           'generate_batch', 'generate', 'no_bars', 'save_student', 'plain_generation', 'check_opening', 'load_student',
+           'best_device', 'load_to_rate', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -29,10 +29,11 @@ from pathlib import Path
 import psutil
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoModelForImageTextToText, AutoProcessor, BitImageProcessorPil, Dinov2Config, Dinov2Model,
-                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, LogitsProcessor,
+                          GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, LogitsProcessor,
                           LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
@@ -477,13 +478,13 @@ def spelt_chances(
 def score_place(
     student: Student, # who answered
     tokens: list[int], # of its answer, padding included
-) -> int | None: # None where none of `SCORES` was written with one decimal
+) -> int | None: # None where no score can be read
     "Where the score of an answer begins."
     words = student.processor.tokenizer
-    score = parse(words.decode(tokens, skip_special_tokens=True), not end_tokens(student).isdisjoint(tokens)).score
-    if score not in SCORES: return None
-    want = score_spelling(words)[1][SCORES.index(score)].tolist()
-    places = [i for i in range(len(tokens)) if tokens[i:i + len(want)] == want]
+    said = parse(words.decode(tokens, skip_special_tokens=True), not end_tokens(student).isdisjoint(tokens))
+    if said.score is None: return None
+    firsts = {*score_spelling(words)[1][:, 0].tolist()}
+    places = [i for i, token in enumerate(tokens) if token in firsts]
     opened = [i for i in places if words.decode(tokens[:i]).lower().rstrip().endswith('<answer>')]
     return opened[-1] if opened else None
 
@@ -516,7 +517,7 @@ def generate_batch(
     likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(words)]))
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
     if max_new_tokens: how['max_new_tokens'] = max_new_tokens
-    out = student.model.eval().generate(**inputs, **how, repetition_penalty=1.0, return_dict_in_generate=True,
+    out = student.model.eval().generate(**inputs, **how, return_dict_in_generate=True,
                                         output_logits=not sample and bool(ids or worded))
     prompt = inputs['attention_mask']
     new, again = out.sequences[:, prompt.shape[1]:], partial(reread, student, memory_of(out), prompt)
@@ -572,6 +573,26 @@ def save_student(
 # %% ../nbs/06_model.ipynb #93df1262
 LONGEST = 1024 # tokens of an answer, where a checkpoint sets no limit
 
+# %% ../nbs/06_model.ipynb #e20cf11c
+def plain_generation(
+    model: object, # of a student; changed in place
+) -> None:
+    "Keep of a checkpoint's generation config which tokens end an answer, and the limit, if it has one"
+    old = model.generation_config
+    ids = {k: getattr(old, k) for k in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    model.generation_config = GenerationConfig(**ids, max_new_tokens=old.max_new_tokens or LONGEST)
+
+# %% ../nbs/06_model.ipynb #afbb8200
+def check_opening(
+    student: Student, # whose chat template
+) -> None:
+    "`QPonderError` for a template that begins the answer itself, as those of thinking models do"
+    chat = student.processor.apply_chat_template(messages(student_prompt('reason')), add_generation_prompt=True,
+                                                 tokenize=False)
+    if chat.rstrip().endswith(('<think>', '</think>')):
+        raise QPonderError(f'{student.name}: its chat template begins the answer itself ({chat[-20:]!r}), and qponder '
+            'teaches where to think: take the Instruct model, or take that out of its chat_template.jinja')
+
 # %% ../nbs/06_model.ipynb #e42d81b0
 def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
@@ -579,25 +600,34 @@ def load_student(
     photos: int = 64, # how many photos a frozen tower remembers
     **how: object, # of `from_pretrained`, such as quantization_config
 ) -> Student:
-    "Load a student and check its image policy. Raises QPonderError if there is no such checkpoint."
+    "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."
     keep_memory()
     folder = checkpoint(name)
+    how = {'dtype': torch.float32, 'output_loading_info': True} | how
     try:
-        with no_bars(): model = AutoModelForImageTextToText.from_pretrained(folder, **{'dtype': torch.float32} | how)
+        with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(folder, **how)
         processor = by_pil(AutoProcessor.from_pretrained(folder))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '
                            'a folder that save_student wrote, or a hub id while online.') from e
-    model.generation_config.max_new_tokens = model.generation_config.max_new_tokens or LONGEST
+    missing = sorted(read['missing_keys'])
+    if missing: raise QPonderError(f'{name}: {missing[0]} is missing; restore its files')
+    plain_generation(model)
     if device == 'cpu': plain_attention(model)
-    student = Student(remember(model, photos).eval().to(device), processor, str(name))
+    try: student = Student(remember(model, photos).eval().to(device), processor, str(name))
+    except (RuntimeError, AssertionError) as e: raise QPonderError(f'device {device!r}: {e}') from e
     check_policy(folder, student.policy)
+    check_opening(student)
     return student
 
 # %% ../nbs/06_model.ipynb #917ffbf2
-def best_device() -> str: # 'cuda' or 'cpu'
-    "Where a student works fastest on this machine"
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+def best_device(
+    room: float = 0., # bytes that a student needs
+) -> str: # 'cuda' or 'cpu'
+    "Where a student works fastest on this machine; on a GPU only if half as much again is free there"
+    if not torch.cuda.is_available(): return 'cpu'
+    torch.cuda.empty_cache()
+    return 'cuda' if torch.cuda.mem_get_info()[0] > 1.5 * room else 'cpu'
 
 # %% ../nbs/06_model.ipynb #ca3fe7ae
 def load_to_rate(

@@ -64,6 +64,7 @@ def speak(
     mend(file)
     known = {r.id for r in load_records(file)} if file.exists() else set()
     left = [r for r in records if r.id not in known]
+    if left and not getattr(student.model, 'is_quantized', False): student.model.to(PartialState().device)
     for i in range(0, len(left), batch_size):
         some = left[i:i + batch_size]
         said = generate(student, [photo_view(open_image(r.path), r.view + 1) for r in some], batch_size=batch_size)

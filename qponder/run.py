@@ -13,7 +13,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'lineage', 'override', 'read_overrides
            'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
-import errno, hashlib, json, os, platform, random, re, shutil, sys, time
+import errno, gc, hashlib, json, os, platform, random, re, shutil, sys, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from configparser import ConfigParser, Error as IniError
@@ -198,10 +198,11 @@ def known_keys(
 def nearest(
     key: str, # one that does not exist
     known: Sequence[str], # those that do
-) -> str: # one of `known`
+) -> str: # one of `known`; '' if none is like it
     "What was probably meant"
-    alike = get_close_matches(key, known, n=1) or [k for k in known if k[:3] == key[:3]]
-    return alike[0] if alike else known[-1]
+    stem = key.rpartition('_')[0]
+    alike = get_close_matches(key, known, n=1, cutoff=.75) or [k for k in known if '_' in stem and k.startswith(f'{stem}_')]
+    return alike[0] if alike else ''
 
 # %% ../nbs/13_run.ipynb #31c3d279
 def check_keys(
@@ -212,7 +213,8 @@ def check_keys(
     known = known_keys(kinds)
     for entry in (e for k, e in lines.items() if k not in known):
         near = nearest(entry.key, known)
-        raise entry.error(f'there is no such key; did you mean {near}? `qponder init` writes a file with all keys')
+        meant = f'did you mean {near}? ' if near else ''
+        raise entry.error(f'there is no such key; {meant}`qponder init` writes a file with all keys')
 
 # %% ../nbs/13_run.ipynb #d4dc9c13
 @dataclass(frozen=True)
@@ -487,7 +489,8 @@ def earlier(
     "What the folder's last owner noted"
     path = next((folder / n for n in ('manifest.json', 'started.json') if (folder / n).is_file()), None)
     try: return json.loads(path.read_text(encoding='utf-8')) if path else {}
-    except ValueError as e: raise QPonderError(f'{path}: is damaged; delete {folder} to make it anew') from e
+    except ValueError as e:
+        raise QPonderError(f'{path}: is damaged; delete it, and what else is in {folder} is used') from e
 
 # %% ../nbs/13_run.ipynb #8b7b16ab
 def difference(
@@ -496,7 +499,9 @@ def difference(
 ) -> str | None: # None if they are the same
     "The first input that differs, in words"
     for k in [*new, *old]:
-        if old.get(k) != new.get(k): return f'{k} = {old.get(k)}, now {k} = {new.get(k)}'
+        if old.get(k) != new.get(k):
+            what = ' (photos, scores or parts)' if k == 'data' else ''
+            return f'{k} = {old.get(k)}, now {k} = {new.get(k)}{what}'
     return None
 
 # %% ../nbs/13_run.ipynb #97e7257c
@@ -528,7 +533,8 @@ def prepare(
 def tidy(
     folder: Path, # of a stage whose model is saved
 ) -> None:
-    "Remove a training's checkpoints"
+    "Remove a training's checkpoints, and the model card that TRL writes of them"
+    (folder / 'README.md').unlink(missing_ok=True)
     for p in (folder / 'checkpoints', *folder.glob('checkpoint-*')): shutil.rmtree(p, ignore_errors=True)
 
 # %% ../nbs/13_run.ipynb #06edb5bf
@@ -647,7 +653,9 @@ def check_stage(
     from qponder.model import best_device
     how, out = run.settings.stages['student'], run.folder / stage
     if is_nano(out / 'model') and not how.lora_rank: return
-    check_saved(out, base, how, best_device())
+    gc.collect() # a trainer is a ring of references, and holds a student that nobody asks any more
+    room = sum(p.stat().st_size for p in (out / 'model').glob('*.safetensors'))
+    check_saved(out, base, how, best_device(room))
 
 # %% ../nbs/13_run.ipynb #1dc9e78f
 def cold_start_stage(

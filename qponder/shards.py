@@ -13,9 +13,9 @@ end, and holds up no other."""
 
 # %% auto #0
 __all__ = ['Row', 'READERS', 'Do', 'DEATHS', 'ShardError', 'parquet_rows', 'tar_samples', 'tar_json', 'tar_rows', 'shard_rows',
-           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'RateJob', 'unpack', 'verdicts', 'DistillJob',
-           'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally', 'work_plainly',
-           'ray_data', 'Worker', 'cause_of', 'work_spread']
+           'find_shards', 'Job', 'rate_rows', 'write_ratings', 'weights_of', 'RateJob', 'unpack', 'scored', 'verdicts',
+           'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally',
+           'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
 
 # %% ../nbs/13c_shards.ipynb #e9fe8f21
 import json
@@ -24,6 +24,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -168,6 +169,14 @@ def write_ratings(
             done.append(r.status)
     return dict(Counter(done))
 
+# %% ../nbs/13c_shards.ipynb #638dc1e6
+@cache
+def weights_of(
+    model: str, # a name that ships with qponder, a folder, or a hub id
+) -> str: # see `run.student_sha`
+    "A hash of a student, computed once, however many shards it rates"
+    return student_sha(model)
+
 # %% ../nbs/13c_shards.ipynb #062d4e4a
 @dataclass(frozen=True)
 class RateJob:
@@ -177,7 +186,7 @@ class RateJob:
     device: str = 'cpu' # or 'cuda'
 
     def describe(self) -> dict[str, Any]:
-        return dict(job='rate', model=self.model, weights=student_sha(self.model), reasons=self.reasons)
+        return dict(job='rate', model=self.model, weights=weights_of(self.model), reasons=self.reasons)
 
     def start(self,
         workers: int = 1, # which share nothing
@@ -199,6 +208,17 @@ def unpack(
             row = row | dict(path=str(file), image=None)
         yield row
 
+# %% ../nbs/13c_shards.ipynb #a86e59b4
+def scored(
+    rows: Iterable[Row], # of a shard
+) -> Iterator[Row]: # the same
+    "`ShardError` for a photo without a score"
+    for row in rows:
+        if row['score'] is None: raise ShardError(
+            f'{row["path"]} has no `score` (1-5), which the teacher is told and the student learns: add it, or set '
+            'distill_tell = no and distill_label = teacher')
+        yield row
+
 # %% ../nbs/13c_shards.ipynb #6b493715
 def verdicts(
     rows: Iterable[Row], # of a shard
@@ -208,6 +228,7 @@ def verdicts(
     judge: Any = None, # another, who gives marks where the settings ask for them
 ) -> dict[str, int]: # verdict -> rows
     "Have a teacher write traces, keep the photos of those that are kept, and count what the filters say"
+    if settings.tell or settings.label == 'human': rows = scored(rows)
     records = distill(unpack(rows, folder / 'photos'), teacher, folder, settings, judge)
     kept = {r.path for r in records if r.verdict == 'kept'}
     for file in (folder / 'photos').glob('*'):
