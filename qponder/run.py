@@ -201,8 +201,9 @@ def nearest(
 ) -> str: # one of `known`; '' if none is like it
     "What was probably meant"
     stem = key.rpartition('_')[0]
-    alike = get_close_matches(key, known, n=1, cutoff=.75) or [k for k in known if '_' in stem and k.startswith(f'{stem}_')]
-    return alike[0] if alike else ''
+    stem = key.rpartition('_')[0]
+    kin = [k for k in known if '_' in stem and k.startswith(f'{stem}_')]
+    return (get_close_matches(key, known, n=1, cutoff=.75) + kin + [''])[0]
 
 # %% ../nbs/13_run.ipynb #31c3d279
 def check_keys(

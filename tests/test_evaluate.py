@@ -16,7 +16,8 @@ from qponder.distill import write_records
 from qponder.evaluate import (Fitted, Interval, Logistic4, Prediction, baselines, bell, bootstrap, brisque_features,
                               brisque_scores, brisque_svr, chain, compare, constant, evaluate, fit_on, grounding, krcc,
                               logistic4_fit, measured_ridge, metrics, paired_bootstrap, plcc, predict,
-                              read_predictions, rmse, score_with, spread, srcc, tabulate, values)
+                              read_predictions, rmse, score_with, spread, srcc, tabulate, values, whole)
+from qponder.photo import ImageError
 from qponder.scale import QPonderError
 
 pairs = st.lists(st.tuples(st.integers(0, 40), st.integers(10, 50)), min_size=3, max_size=30).map(
@@ -276,6 +277,16 @@ def test_failed_answers_keep_text_and_status_and_get_no_score(tmp_path, text, fi
     p, = predict(None, photos(1), tmp_path / 'p.jsonl', ask=lambda *_: [said])
     assert (p.status, p.text, p.finished, p.greedy, p.expected) == (status, text, finished, None, None)
     assert not p.ok and set(p.reward.values()) == {0}
+
+
+def test_a_photo_that_was_away_for_a_while_is_asked_about_when_it_is_back(tmp_path):
+    away = tmp_path/'away.png'
+    rows = [dict(photos(1)[0], path='here.png'), {'path': str(away), 'score': 3.}]
+    say = lambda: predict(None, rows, tmp_path/'p.jsonl', ask=lambda _, images: [answer(3.) for _ in images])
+    with pytest.raises(ImageError, match='away.png.*the same command goes on'): whole(say())
+    Image.new('RGB', (40, 40), 'gray').save(away)
+    whole(found := say())
+    assert [p.status for p in found] == ['ok', 'ok'] and read_predictions(tmp_path/'p.jsonl') == found
 
 
 def test_unreadable_photos_are_rows_and_nobody_is_asked_about_them(tmp_path):

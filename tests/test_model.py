@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.fast import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
@@ -13,6 +14,7 @@ from qponder.model import (ImagePolicy, MemoTower, Student, encode, generate, lo
                            read_onnx_tower, release, reread, save_student, share_prompts, tiny_student)
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.scale import QPonderError
+from qponder.tiny import tiny_vlm
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +100,22 @@ def test_a_release_shares_the_tower_of_its_neighbour(tmp_path, photos):
     second = release(tiny_student(0), tmp_path/'other', tower='../base/tower.safetensors')
     assert not (second/'tower.safetensors').exists()
     assert generate(load_student(first), photos[:1]) == generate(load_student(second), photos[:1])
+
+
+def test_a_checkpoint_that_lacks_a_weight_does_not_rate_with_a_random_one(tmp_path):
+    folder = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'s')
+    weights = load_file(folder/'model.safetensors')
+    gone = next(k for k in weights if 'mlp' in k)
+    save_file({k: v for k, v in weights.items() if k != gone}, folder/'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(QPonderError, match='mlp.*is missing; restore its files'): load_student(folder)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    folder = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'s')
+    (folder/'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1')
+    with pytest.raises(QPonderError, match='no student could be loaded'): load_student(folder)
+    whole = save_student(tiny_student(), tmp_path/'whole')
+    with pytest.raises(QPonderError, match="device 'nowhere'"): load_student(whole, 'nowhere')
 
 
 @pytest.mark.parametrize('name', ['nano-bose', 'a/b/c'])

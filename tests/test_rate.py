@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qponder.data import load_sample
 from qponder.evaluate import srcc
@@ -11,6 +12,7 @@ from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
 from qponder.see import wider
+from qponder.tiny import tiny_vlm
 
 FIGURES = Path(__file__).resolve().parents[1]/'nbs/tutorials/nano/accuracy.json'
 
@@ -47,6 +49,21 @@ def test_smaller_photos_are_rated_as_the_stock_classes_rate_them():
     assert [small.rate(p, reasons=False).expected for p in pristine()[:2]] == pytest.approx(
         [a.expected for a in stock], abs=.02)
     assert small.rate(pristine()[0]).policy == '224x224' and small.least == 4 * 224
+
+
+def test_pictures_in_memory_are_held_to_what_files_are(rater):
+    for wrong in (Image.new('RGB', (4, 4)), Image.new('F', (40, 40)), None, [[0]]):
+        with pytest.raises(ImageError): rater.rate(wrong)
+    with pytest.raises(QPonderError, match='an empty name'): find_photos([''])
+
+
+def test_a_strip_that_a_student_refuses_is_a_row_and_hidden_files_are_no_photos(tmp_path):
+    for name, size in (('strip.png', (16, 3300)), ('fine.png', (60, 60)), ('._fine.png', (60, 60))):
+        Image.new('RGB', size, 'gray').save(tmp_path/name)
+    (tmp_path/'folder.png').mkdir()
+    model = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'model')
+    fine, strip = rate_many(Rater(model), find_photos([tmp_path]), reasons=False)
+    assert strip.status == 'unreadable' and '16x3300' in strip.error and fine.status != 'unreadable'
 
 
 @pytest.mark.parametrize('size, said', [(225, 'multiple of 14'), (28, 'from 56 to 518')])
