@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.data.Report.bad': ('data.html#report.bad', 'qponder/data.py'),
                               'qponder.data.at_size': ('data.html#at_size', 'qponder/data.py'),
                               'qponder.data.cannot_open': ('data.html#cannot_open', 'qponder/data.py'),
+                              'qponder.data.check_command': ('data.html#check_command', 'qponder/data.py'),
                               'qponder.data.check_csv': ('data.html#check_csv', 'qponder/data.py'),
                               'qponder.data.cut_validation': ('data.html#cut_validation', 'qponder/data.py'),
                               'qponder.data.declare': ('data.html#declare', 'qponder/data.py'),

@@ -91,6 +91,8 @@ def do_report(
     from qponder.report import report, summary
     page = report(find_run(args))
     print(f'{summary(page.parent)}\n\nreport: {page}')
+    made = [m for m in (page.parent / s / 'model' for s in ('grpo', 'cold-start')) if m.is_dir()]
+    if made: print(f'to rate with it: qponder rate --model {made[0]} PHOTO')
     return 0
 
 # %% ../nbs/14_cli.ipynb #36b6269a

@@ -12,7 +12,7 @@ __all__ = ['CARDS', 'COLUMNS', 'NOTHING', 'KNOWN', 'PARTS', 'DatasetCard', 'make
            'cut_validation', 'difference_hash', 'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_text',
            'read_records', 'wrong_heading', 'read_table', 'to_numbers', 'to_steps', 'read_csv', 'wrong_number',
            'cannot_open', 'look', 'leaks', 'keep_together', 'wrong_parts', 'too_few', 'misfits', 'examine', 'declare',
-           'check_csv', 'load_csv', 'load_data', 'at_size', 'same_size']
+           'check_csv', 'check_command', 'load_csv', 'load_data', 'at_size', 'same_size']
 
 # %% ../nbs/02_data.ipynb #398eda60
 import os
@@ -424,6 +424,18 @@ def check_csv(
     "Look at every row before anything is trained; `DataError` if there is nothing to look at"
     return examine(csv, declare(form))[1]
 
+# %% ../nbs/02_data.ipynb #ee073ad6
+def check_command(
+    csv: str | Path, # a CSV file
+    form: CsvFormat, # how it is read
+) -> str: # for a shell
+    "The command that lists every problem of a file"
+    usual = vars(CsvFormat())
+    told = {k: v for k, v in vars(form).items() if v != usual[k]}
+    if not told.pop('higher_is_better', True): told['lower_is_better'] = 'yes'
+    say = lambda v: f'{v:g}' if isinstance(v, float) else v
+    return ' '.join(['qponder check', str(csv), *(f'--{k.replace("_", "-")} {say(v)}' for k, v in told.items())])
+
 # %% ../nbs/02_data.ipynb #46cc9597
 def load_csv(
     csv: str | Path, # a CSV file with a heading
@@ -433,7 +445,7 @@ def load_csv(
     "Your own rated photos; `DataError` naming the first bad row, unless `skip_bad`. Warns of doubles"
     declared = declare(form)
     table, report = examine(csv, declared)
-    more = f'`qponder check {csv}` lists them all'
+    more = f'`{check_command(csv, declared)}` lists them all'
     if report.bad and not skip_bad:
         first = next(p for p in report.problems if p.row in report.bad)
         raise DataError(f'{csv}, line {first.row}: {first.what}. {len(report.bad)} of {report.rows} rows cannot be '
