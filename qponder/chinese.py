@@ -74,6 +74,10 @@ GLOSSARY |= {'no': '没有 毫无 并无 几乎没有 几乎无 未见 看不到
              '': '的 地 得 了 是 有 明显 可见 任何 存在 出现 较 较为 比较 不仅 不同 不少 不足 '
                  '色差 差异 差别 偏差 反差 忽略 无论 一般来说'}
 
+# %% ../nbs/00a_chinese.ipynb #d2a9ee9d
+GLOSSARY |= {'sharpness': '清晰度 锐度', 'compression': '压缩', 'exposure': '曝光', 'contrast': '对比度',
+             'colour': '色彩 颜色', 'is fine': '正常', 'is fault': '缺陷 瑕疵'}
+
 # %% ../nbs/00a_chinese.ipynb #9e24772c
 _ENGLISH = {zh: en for en, some in GLOSSARY.items() for zh in some.split()}
 _KNOWN = '|'.join(sorted(_ENGLISH, key=len, reverse=True))

@@ -256,7 +256,7 @@ def _mentions(
     "Find the phrases of the lexicon"
     out, i = [], 0
     while i < len(words):
-        n = next((n for n in range(_LONGEST, 0, -1) if tuple(words[i:i+n]) in _LEXICON), 0)
+        n = next((n for n in range(min(_LONGEST, len(words) - i), 0, -1) if tuple(words[i:i+n]) in _LEXICON), 0)
         if n:
             m = _LEXICON[tuple(words[i:i+n])]
             out.append(_Mention(m.name, m.degree, m.noun, i, i + n))
@@ -360,7 +360,8 @@ def _named(
         colon = words[i+1:i+2] == [':']
         after = words[i+1+colon:]
         end = next((k for k, w in enumerate(after[:6]) if w in _BREAKS), 6)
-        if any(m.start < i + 1 + end and m.stop > i - 3 for m in found): continue
+        begin = i - next((k for k, w in enumerate(words[:i][::-1][:3]) if w in _BREAKS), 3)
+        if any(m.start <= i + colon + end and m.stop > begin for m in found): continue
         clause = set(after[:end])
         said = clause if colon or clause & _IS else _near(words[:i][::-1][:3]) - {'fine'} # fine details may be lost
         degree = _remark(_NOUNS[word], said)

@@ -258,5 +258,7 @@ def test_glossing_leaves_other_languages_alone(text):
     ('Contrast is not a problem, but exposure is a severe fault.', dict(contrast=0, exposure=3)),
     ('The scene is a bit dark. Fine detail in the trees is lost.', dict(exposure=1, sharpness=2)),
     ('The details of the house and the focus of the story.', {}),
+    ('清晰度基本正常，噪点轻微，压缩痕迹不明显，曝光略有不足，对比度存在明显缺陷，色彩正常。',
+     dict(sharpness=0, noise=1, compression=0, exposure=1, contrast=2, colour=0)),
 ])
 def test_judgements_of_a_large_teacher_are_read(text, degrees): assert claims(text).degrees == degrees
