@@ -682,13 +682,13 @@ class Trial:
 
     def __call__(self,
         who: str, # teacher or examiner
-        verdict: str, # 'kept', or the filter that dropped the answer
+        verdict: str, # 'kept', 'marked' while marks are still to come, or the filter that dropped the answer
         text: str, # the answer
     ) -> None:
         "Take note of an answer that is stored; `QPonderError` when it is the last straw"
         with self.lock:
             why = self.failed.setdefault(who, Counter())
-            if verdict == 'kept': self.passed.add(who)
+            if verdict in ('kept', 'marked'): self.passed.add(who)
             else: why[verdict] += 1
         if who in self.passed or why.total() != self.first: return
         said = f'{who}: none of its first {self.first} answers is'
@@ -791,8 +791,7 @@ def _answer(
         answers.add(record)
         final = examined(record, image, settings, examiner)
         if final is not record: answers.add(final)
-    heard = 'kept' if record.verdict == 'marked' else record.verdict # marks come after the answer
-    if record.raw and not old: answers.trial(teacher.name, heard, record.raw)
+    if record.raw and not old: answers.trial(teacher.name, record.verdict, record.raw)
     if final.marks != record.marks:
         answers.trial('the judge', 'kept' if read_marks(final.marks) else 'grammar', final.marks)
     return final
