@@ -719,10 +719,9 @@ class Answers:
 
     def get(self, key: str) -> Record | None: # None: to be asked, perhaps again
         "The answer to a question"
-        record = self.known.get(key)
-        return record if record and record.verdict != 'unanswered' else self.before.get(key)
+        return r if (r := self.known.get(key)) and r.verdict != 'unanswered' else self.before.get(key)
 
-    def add(self, record: Record) -> None: # judged
+    def add(self, record: Record) -> Record: # the same, judged
         "Keep a record, and write it down if it is new"
         with self.lock:
             old = self.known.get(record.id)
@@ -730,6 +729,7 @@ class Answers:
             if new: write_records(self.path, [record])
             self.rejudged |= old is not None and (new or old.verdict != record.verdict)
             self.known[record.id] = record
+        return record
 
     def close(self) -> None:
         "Write the file anew if an answer was judged otherwise than before"
@@ -775,9 +775,7 @@ def _answer(
     "The record of a version of a photo"
     about = {k: row.get(k) for k in ('path', 'score', 'std')} | {'name': row.get('name') or ''}
     if isinstance(image, ImageError):
-        record = Record(fingerprint(row['path'], str(image)), **about, verdict='unreadable', note=str(image))
-        answers.add(record)
-        return record
+        return answers.add(Record(fingerprint(row['path'], str(image)), **about, verdict='unreadable', note=str(image)))
     about |= {k: row.get(k) for k in ('view', 'damage')}
     prompt = prompt_for(row, teacher, settings)
     (told, damage), sha = what_is_told(row, prompt, settings), image_sha(image)
