@@ -280,7 +280,7 @@ def resume(
     mend(Path(out))
     stored = read_predictions(out) if Path(out).exists() else []
     kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]
-    if kept != stored: write_records(out, kept, 'w')
+    if len(kept) < len(stored): write_records(out, kept, 'w')
     done = {(p.model, p.split, p.path): p for p in kept}
     rows = list(_rows(rows))
     todo = [r for r in rows if (model, split, r['path']) not in done]

@@ -13,10 +13,10 @@ stands the score it *expects*, read from the probabilities of the score tokens."
 __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor', 'by_pil', 'read_policy', 'read_onnx_tower',
            'tensor_hash', 'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of',
            'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config',
-           'Student', 'build_nano', 'tiny_student', 'standardise', 'encode', 'lengthen', 'reread', 'end_tokens',
-           'read_generation', 'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt',
-           'generate_batch', 'generate', 'no_bars', 'save_student', 'plain_generation', 'check_opening', 'load_student',
-           'best_device', 'load_to_rate', 'release']
+           'Student', 'build_nano', 'tiny_student', 'standardise', 'question_text', 'encode', 'lengthen', 'reread',
+           'end_tokens', 'read_generation', 'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place',
+           'expect_spelt', 'generate_batch', 'generate', 'no_bars', 'save_student', 'plain_generation', 'check_opening',
+           'load_student', 'best_device', 'load_to_rate', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
@@ -368,6 +368,15 @@ def standardise(
     layer.weight /= std
     return student
 
+# %% ../nbs/06_model.ipynb #10e1aa3e
+def question_text(
+    student: Student, # whose chat template
+    mode: str = 'reason', # 'reason' or 'score', see `qponder.trace.student_prompt`
+) -> str: # with one placeholder for the photo
+    "A question as the student reads it, up to where its answer begins."
+    ask = messages(student_prompt(mode))
+    return student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
+
 # %% ../nbs/06_model.ipynb #e3bb922b
 def encode(
     student: Student, # who is asked
@@ -375,10 +384,9 @@ def encode(
     mode: str = 'reason', # 'reason' or 'score', see `qponder.trace.student_prompt`
 ) -> dict: # tensors for the model, one row per photo
     "The model's inputs for one question about each photo."
-    ask = messages(student_prompt(mode))
-    chat = student.processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=False)
-    return student.processor(text=[chat] * len(images), images=[[im] for im in images], padding=True,
-                             padding_side='left', add_special_tokens=False, return_tensors='pt')
+    asked = [question_text(student, mode)] * len(images)
+    return student.processor(text=asked, images=[[im] for im in images], padding=True, padding_side='left',
+                             add_special_tokens=False, return_tensors='pt')
 
 # %% ../nbs/06_model.ipynb #a3739519
 def lengthen(
@@ -527,7 +535,6 @@ def generate_batch(
     else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
-
 # %% ../nbs/06_model.ipynb #1ca2c26a
 def generate(
     student: Student, # who is asked
@@ -587,8 +594,7 @@ def check_opening(
     student: Student, # whose chat template
 ) -> None:
     "`QPonderError` for a template that begins the answer itself, as those of thinking models do"
-    chat = student.processor.apply_chat_template(messages(student_prompt('reason')), add_generation_prompt=True,
-                                                 tokenize=False)
+    chat = question_text(student)
     if chat.rstrip().endswith(('<think>', '</think>')):
         raise QPonderError(f'{student.name}: its chat template begins the answer itself ({chat[-20:]!r}), and qponder '
             'teaches where to think: take the Instruct model, or take that out of its chat_template.jinja')

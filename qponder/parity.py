@@ -23,14 +23,13 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 
-from .audit import chat_text
 from .data import load_sample
 from .evaluate import srcc
 from .fast import Generation, asked_as
-from .model import Student, generate, load_student
+from .model import Student, generate, load_student, question_text
 from .photo import open_image
 from .scale import QPonderError
-from .trace import messages, parse, student_prompt
+from .trace import parse
 
 # %% ../nbs/11a_parity.ipynb #6976d252
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def ask_vllm(
     from vllm import LLM, SamplingParams
     try: engine = LLM(model=student.name, limit_mm_per_prompt={'image': 1})
     except ValueError as e: raise QPonderError(f'{student.name}: vLLM does not take this student ({e})') from e
-    chat = chat_text(student, messages(student_prompt(asked_as(vars(student.model.config), 'reason'))))
+    chat = question_text(student, asked_as(vars(student.model.config), 'reason'))
     asked = [{'prompt': chat, 'multi_modal_data': {'image': im}} for im in images]
     outs = [o.outputs[0] for o in engine.generate(asked, SamplingParams(temperature=0, max_tokens=longest))]
     return [Generation(o.text, o.finish_reason == 'stop', None) for o in outs]

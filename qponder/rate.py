@@ -167,15 +167,6 @@ class Sight:
     image: Image.Image # RGB, as the student sees it, where that is a matter of size alone
     thumbnail: Image.Image # to look at beside its rating
 
-# %% ../nbs/11_rate.ipynb #9bde6fe0
-@patch
-def check_shape(self: Rater,
-    size: tuple[int, int], # width and height of a photo, pixels
-) -> None:
-    "QPonderError for a photo that the student's processor refuses, such as a strip"
-    from qponder.audit import promised
-    promised(self.student.processor, size)
-
 # %% ../nbs/11_rate.ipynb #19c114b8
 @patch
 def look(self: Rater,
@@ -183,8 +174,10 @@ def look(self: Rater,
     path: str | Path = '', # where it came from
 ) -> Sight:
     "Look at an opened photo, which can be forgotten then. Raises QPonderError for a shape that a student refuses"
-    if not self.nano: self.check_shape(image.size)
-    return Sight(str(path), fit(image, self.nano.pixels) if self.nano else image, in_small(image))
+    if self.nano: return Sight(str(path), fit(image, self.nano.pixels), in_small(image))
+    from qponder.audit import promised
+    promised(self.student.processor, image.size)
+    return Sight(str(path), image, in_small(image))
 
 # %% ../nbs/11_rate.ipynb #c5d55954
 @patch

@@ -201,7 +201,6 @@ def nearest(
 ) -> str: # one of `known`; '' if none is like it
     "What was probably meant"
     stem = key.rpartition('_')[0]
-    stem = key.rpartition('_')[0]
     kin = [k for k in known if '_' in stem and k.startswith(f'{stem}_')]
     return (get_close_matches(key, known, n=1, cutoff=.75) + kin + [''])[0]
 
