@@ -212,7 +212,7 @@ def read_records(
     csv: str | Path, # a CSV file
 ) -> dict[int, list[str]]: # line on which a row begins, from 1 -> its fields; none for a blank line
     "The fields of every row, the heading included; `DataError` for quotes that are not in pairs"
-    rows, line, lines = {}, 1, reader(StringIO(read_text(csv), newline=''), strict=True)
+    rows, line, lines = {}, 1, reader(StringIO(read_text(csv), newline=''), strict=True, skipinitialspace=True)
     try:
         for fields in lines: rows[line], line = fields, lines.line_num + 1
     except CsvError as e: raise DataError(f'{csv}, line {line}: {e}; put quotes around whole fields, in pairs') from e

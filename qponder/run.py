@@ -61,6 +61,8 @@ def read_ini(
     except (IniError, UnicodeDecodeError) as e:
         raise QPonderError(f'{path}: not a settings file: {" ".join(str(e).split())}') from e
     found = {s: {k: Entry(k, v, f'{path} [{s}]') for k, v in parser.items(s)} for s in parser.sections()}
+    for name in (s for s in found if s != s.upper() == 'DEFAULT'):
+        raise QPonderError(f'{path}: [{name}] is not what every preset begins with; write [DEFAULT]')
     for entry in (e for lines in found.values() for e in lines.values() if '\n' in e.text):
         raise entry.error('the next line is indented and so belongs to this one; begin it at the margin')
     return found
@@ -145,7 +147,7 @@ def build(
     try: return cls(**values)
     except QPonderError as e:
         named = next((n for n in mine if re.search(rf'\b{n}\b', str(e))), None)
-        if named: raise mine[named].error(str(e)) from e
+        if named: raise mine[named].error(re.sub(rf'^{named} = \S+ is ', 'is ', str(e))) from e
         raise QPonderError(f'{", ".join(prefix + n for n in mine)}: {e}') from e
 
 # %% ../nbs/13_run.ipynb #2bad242d
