@@ -2,24 +2,32 @@
 
     python benchmarks/accuracy.py --data biq2021.csv --out accuracy
 
-*official*: the test part of BIQ2021. *clean*: without those of its photos that have a near double among the training
-photos (CSV column `near_duplicate_in_train`). *LIVE-C*: the 300 photos that ship with qponder. Every model answers
-twice, with reasons and with the bare score; nano@224 is nano that looks at squares of 224 pixels. An answer that cannot
-be read counts as the worst that could be said. Intervals are 95 %, by bootstrap. The first two models are compared,
-photo by photo. `--out FOLDER` keeps predictions as they come, so that a stopped benchmark goes on, a manifest with
-every figure, and clean.csv, the first model's scores without the photos.
+*official*: the test part of BIQ2021. *clean*: without the 207 of its photos that have a near double among the
+training photos; `biq2021-doubles.txt` has the hashes of their files. *LIVE-C*: the 300 photos that ship with qponder.
+Every model answers twice, with reasons and with the bare score; nano@224 is nano that looks at squares of 224 pixels.
+An answer that cannot be read counts as the worst that could be said. *grounding*: how far the words agree with what
+is measured in the photo, beyond their agreement with other photos. Intervals are 95 %, by bootstrap. The first two
+models are compared, photo by photo.
+
+The CSV has columns file, mos and split. The photos of github.com/nisarahmedrana/BIQ2021 that are in its list of test
+photos are `test`, as they were published, and the others are `train`; ours were resized to 336 x 336 by Lanczos and
+stored as WebP of quality 80. `--out FOLDER` keeps predictions as they come, so that a stopped benchmark goes on, and
+writes manifest.json, every figure; answers.csv, all scores with a hash for each photo, which is not ours to show; and
+worst.csv, the first model's thirty worst photos, by ranks and by points.
 """
 import argparse
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from scipy.stats import rankdata
 
 from qponder.data import load_sample
-from qponder.evaluate import Interval, Prediction, bootstrap, paired_bootstrap, plcc, predict, srcc, values
+from qponder.evaluate import Interval, Prediction, bootstrap, paired_bootstrap, plcc, predict, srcc, swapped, values
 from qponder.fast import checkpoint
 from qponder.rate import Rater
 from qponder.run import Run, read_settings, sha, versions, write_json
@@ -27,6 +35,7 @@ from qponder.trace import parse
 
 
 MODELS = ['nano', 'nano-ci', 'nano-base', 'nano@224']
+DOUBLES = set(Path(__file__).with_name('biq2021-doubles.txt').read_text().split())
 
 
 @dataclass
@@ -42,18 +51,25 @@ class Answers:
     def scores(self, which: str) -> np.ndarray: return values(self.said, which, worst=True)
     def part(self, name: str) -> np.ndarray: return np.array([p.reward[name] for p in self.said])
 
+    @cached_property
+    def aspects(self) -> tuple[np.ndarray, np.ndarray]:
+        "Agreement of each answer's words with its own photo, and with others; 0 where nothing could be read."
+        marks, read = np.zeros((2, len(self.said))), np.array([p.ok for p in self.said])
+        marks[:, read] = swapped([p for p in self.said if p.ok])
+        return tuple(marks)
+
 
 def average(x: np.ndarray, _: np.ndarray) -> np.ndarray: return x.mean(-1)
 
 
-def test_photos(data: str, preset: str, home: Path) -> tuple[Dataset, np.ndarray]:
-    "The test part as the preset shows it, and which of its photos have no double in training."
+def test_photos(data: Path, preset: str, home: Path) -> tuple[Dataset, np.ndarray]:
+    "The test part as the preset shows it, and the hash of each photo's file."
     warnings.filterwarnings('ignore', message='.*doubles across the split')
     settings = read_settings(preset, overrides=[f'data={data}'])
     test, table = Run(home, settings).parts.test, pd.read_csv(data)
     own = table[table[settings.common.split_col] == 'test']
     assert len(own) == len(test), 'rows were left out, the two lists no longer match'
-    return test, ~own['near_duplicate_in_train'].to_numpy(bool)
+    return test, np.array([sha(data.parent / f) for f in own[settings.common.image_col]])
 
 
 def answers(model: str, test: Dataset, clean: np.ndarray, out: Path) -> list[Answers]:
@@ -77,7 +93,9 @@ def figures(a: Answers) -> dict[str, object]:
     row['PLCC expected'] = bootstrap(plcc, a.scores('expected'), a.truth)
     if a.mode == 'score': return row
     different = len({parse(p.text, p.finished).reasoning for p in a.said})
-    return row | {'agreement': bootstrap(average, a.part('agreement'), a.truth), 'different reasonings': different}
+    own, other = a.aspects
+    marks = dict(agreement=a.part('agreement'), aspects=own) | {'with other photos': other, 'grounding': own - other}
+    return row | {k: bootstrap(average, v, a.truth) for k, v in marks.items()} | {'different reasonings': different}
 
 
 def gain(one: Answers, other: Answers) -> dict[str, object]:
@@ -88,14 +106,31 @@ def gain(one: Answers, other: Answers) -> dict[str, object]:
     if one.mode == 'score': return row
     for part in ('agreement', 'consistency'):
         row[part] = paired_bootstrap(average, one.part(part), other.part(part), one.truth)
-    return row
+    seen = [own - others for own, others in (one.aspects, other.aspects)]
+    return row | {'grounding': paired_bootstrap(average, *seen, one.truth)}
 
 
-def scores_alone(reason: Answers, bare: Answers) -> pd.DataFrame:
-    "People's scores and a model's, without the photos, which are not ours to show."
-    said = dict(people=reason.truth, expected=reason.scores('expected'), greedy=reason.scores('greedy'),
-                bare=bare.scores('expected'))
-    return pd.DataFrame(said).round(3).sort_values([*said])
+def all_answers(found: list[list[Answers]], ids: dict[str, np.ndarray]) -> pd.DataFrame:
+    "Every score, a row for each photo of the official test and of LIVE-C."
+    parts = []
+    for photos, photo in ids.items():
+        mine = [a for one in found for a in one if a.photos == photos]
+        columns = dict(photo=photo, photos=photos, clean=[p not in DOUBLES for p in photo], people=mine[0].truth)
+        for a in mine:
+            columns |= {f'{a.model} {a.mode} {which}': a.scores(which) for which in ('expected', 'greedy')}
+            if a.mode == 'reason': columns |= {f'{a.model} {k}': a.part(k) for k in ('agreement', 'consistency')}
+            if a.mode == 'reason': columns[f'{a.model} grounding'] = np.subtract(*a.aspects)
+        parts.append(pd.DataFrame(columns).round(3))
+    return pd.concat(parts)
+
+
+def worst(a: Answers, photo: np.ndarray, n: int = 30) -> pd.DataFrame:
+    "Where a model is farthest from people, by ranks and by points."
+    said, texts = a.scores('expected'), [parse(p.text, p.finished).reasoning for p in a.said]
+    rows = pd.DataFrame(dict(photo=photo, people=a.truth, expected=said, greedy=a.scores('greedy'), reasoning=texts))
+    off = dict(ranks=rankdata(said) - rankdata(a.truth), points=said - a.truth)
+    lists = [rows.assign(by=by, off=gap).iloc[np.argsort(-abs(gap))[:n]] for by, gap in off.items()]
+    return pd.concat(lists).round(3)
 
 
 def table(rows: list[dict]) -> str:
@@ -112,21 +147,22 @@ def plain(row: dict) -> dict:
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument('--data', required=True, help='the CSV of BIQ2021: file, mos, split, near_duplicate_in_train')
+    ask.add_argument('--data', required=True, type=Path, help='the CSV of BIQ2021: file, mos, split')
     ask.add_argument('--preset', default='nano-biq2021', help='says how the CSV is read and how large photos are')
     ask.add_argument('--models', nargs='+', default=MODELS, help='students or their folders, @ and pixels')
     ask.add_argument('--out', type=Path, default=Path('accuracy'), help='folder for predictions and manifest')
     args = ask.parse_args()
-    test, clean = test_photos(args.data, args.preset, args.out)
-    found = [answers(m, test, clean, args.out) for m in args.models]
+    test, photo = test_photos(args.data, args.preset, args.out)
+    found = [answers(m, test, ~np.isin(photo, [*DOUBLES]), args.out) for m in args.models]
     rows = [figures(a) for one in found for a in one]
     gains = [gain(a, b) for a, b in zip(*found[:2])] if len(found) > 1 else []
     print(table(rows) + ('\n\n' + table(gains) if gains else ''))
-    first = {(a.photos, a.mode): a for a in found[0]}
-    scores_alone(first['clean', 'reason'], first['clean', 'score']).to_csv(args.out / 'clean.csv', index=False)
+    ids = {'official': photo, 'LIVE-C': np.array([sha(Path(p)) for p in load_sample()['path']])}
+    all_answers(found, ids).to_csv(args.out / 'answers.csv', index=False)
+    worst(found[0][0], photo).to_csv(args.out / 'worst.csv', index=False)
     write_json(args.out / 'manifest.json', dict(figures=[*map(plain, rows)], gains=[*map(plain, gains)],
         versions=versions(), models={m: sha(checkpoint(m.partition('@')[0])) for m in args.models},
-        data=sha(Path(args.data))))
+        data=sha(args.data)))
 
 
 if __name__ == '__main__': main()

@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qponder.evaluate.score_with': ('evaluate.html#score_with', 'qponder/evaluate.py'),
                                   'qponder.evaluate.spread': ('evaluate.html#spread', 'qponder/evaluate.py'),
                                   'qponder.evaluate.srcc': ('evaluate.html#srcc', 'qponder/evaluate.py'),
+                                  'qponder.evaluate.swapped': ('evaluate.html#swapped', 'qponder/evaluate.py'),
                                   'qponder.evaluate.tabulate': ('evaluate.html#tabulate', 'qponder/evaluate.py'),
                                   'qponder.evaluate.values': ('evaluate.html#values', 'qponder/evaluate.py'),
                                   'qponder.evaluate.whole': ('evaluate.html#whole', 'qponder/evaluate.py')},

@@ -13,7 +13,7 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
            'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
-           'Grounding', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
+           'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
@@ -91,7 +91,7 @@ class Interval:
 
     def __str__(self):
         if np.isnan(self.value): return '—'
-        return f'{self.value:.3f}' + ('' if np.isnan(self.low) else f' [{self.low:.2f}, {self.high:.2f}]')
+        return f'{self.value:.3f}' + ('' if np.isnan(self.low) else f' [{self.low:.3f}, {self.high:.3f}]')
 
 # %% ../nbs/10_evaluate.ipynb #a3a8cd01
 def _interval(
@@ -678,18 +678,25 @@ class Grounding:
     gain: Interval # the difference, paired by text; `.noise`: the text may be about any photo
 
 # %% ../nbs/10_evaluate.ipynb #2cc85a51
+def swapped(
+    predictions: Sequence[Prediction], # readable ones, at least two
+) -> tuple[np.ndarray, np.ndarray]: # (n,) each: agreement of the aspects with the own photo, and with other photos
+    "Hold each reasoning against its own photo and against up to twenty others"
+    said = [claims(parse(p.text).reasoning or '') for p in predictions]
+    steps = np.unique(np.linspace(0, len(said) - 1, min(21, len(said))).astype(int))
+    marks = np.array([[aspect_agreement(s, predictions[i - k].faults) for k in steps] for i, s in enumerate(said)])
+    return marks[:, 0], marks[:, 1:].mean(1)
+
+# %% ../nbs/10_evaluate.ipynb #56df3055
 def grounding(
     predictions: Sequence[Prediction], # of a model with words
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
 ) -> Grounding: # over readable answers
-    "Hold each reasoning against its own photo and against up to twenty others; `QPonderError` below three answers"
+    "The agreement with own and with other photos, in intervals; `QPonderError` below three readable answers"
     kept = [p for p in predictions if p.ok and p.faults is not None]
     if len(kept) < 3: raise QPonderError(f'{len(kept)} readable answers are too few to swap: it takes three')
-    said = [claims(parse(p.text).reasoning or '') for p in kept]
-    steps = np.unique(np.linspace(0, len(kept) - 1, min(21, len(kept))).astype(int))
-    marks = np.array([[aspect_agreement(s, kept[i - k].faults) for k in steps] for i, s in enumerate(said)])
-    own, others = marks[:, 0], marks[:, 1:].mean(1)
+    own, others = swapped(kept)
     return Grounding(*(bootstrap(_mean, v, v, n, seed) for v in (own, others, own - others)))
 
 # %% ../nbs/10_evaluate.ipynb #05607c91
