@@ -4,8 +4,8 @@
 
 Every row is measured in a process of its own: cold is a fresh interpreter from its start to its end, one photo of
 12 megapixels rated; warm is the median of five further photos in one process; a folder holds JPEGs of 512x512 made
-from the sample, and its first 16 warm up. No photo comes twice, for the stock path remembers what it has seen. Prints
-a table; `--out FILE` writes it as JSON lines, with versions and threads.
+from the sample, or of 12 megapixels made from Kodak's, and its first 16 warm up. No photo comes twice, for the stock
+path remembers what it has seen. Prints a table; `--out FILE` writes it as JSON lines, with versions and threads.
 """
 import argparse
 import importlib.util
@@ -23,7 +23,7 @@ from PIL import Image
 
 from qponder import __version__
 from qponder.fast import checkpoint, is_nano
-from qponder.photo import ASSETS, open_image, pristine
+from qponder.photo import ASSETS, open_image, photo_view, pristine
 
 COLD = 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
 WARM = '''
@@ -66,12 +66,14 @@ print(json.dumps(said))
 '''
 
 
-def large_photos(folder: Path) -> list[Path]:
-    "The Kodak photos enlarged to 12 megapixels, as JPEGs."
+def large_photos(folder: Path, views: int = 4) -> list[Path]:
+    "The Kodak photos, and crops of them, enlarged to 12 megapixels, as JPEGs; the first six are no crops."
     folder.mkdir()
-    paths = [folder / f'{p.stem}.jpg' for p in pristine()]
-    for old, new in zip(pristine(), paths):
-        open_image(old).resize((4000, 3000), Image.Resampling.LANCZOS).save(new, quality=92)
+    paths = []
+    for view in range(views):
+        for p in pristine():
+            paths.append(folder / f'{view}-{p.stem}.jpg')
+            photo_view(open_image(p), view).resize((4000, 3000), Image.Resampling.LANCZOS).save(paths[-1], quality=92)
     return paths
 
 
@@ -105,8 +107,10 @@ def measure(model: str, home: Path, photos: int, repeats: int) -> list[dict]:
         said = 'with reasons' if reasons else 'score only'
         given = dict(model=model, reasons=reasons)
         rows += [dict(what=f'cold, {said}', **cold(model, large[0], reasons, repeats)),
-                 dict(what=f'warm, {said}', **child(WARM, photos=[str(p) for p in large], **given)),
-                 dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), size=0, **given))]
+                 dict(what=f'warm, {said}', **child(WARM, photos=[str(p) for p in large[:6]], **given)),
+                 dict(what=f'folder, {said}', **child(FOLDER, folder=str(folder), size=0, **given)),
+                 dict(what=f'folder of 12 megapixels, {said}',
+                      **child(FOLDER, folder=str(large[0].parent), size=0, **given))]
     if is_nano(checkpoint(model)):
         rows.append(dict(what='folder, score only, 224 pixels',
                          **child(FOLDER, folder=str(folder), size=224, model=model, reasons=False)))
@@ -127,7 +131,7 @@ def main():
     with tempfile.TemporaryDirectory() as home: rows = measure(args.model, Path(home), args.photos, args.repeats)
     about = {'qponder': __version__} | {p: version(p) for p in ('torch', 'pillow', 'numpy')} | {'cpus': os.cpu_count()}
     print(f'{args.model}, {rows[0]["threads"]} threads, ' + ', '.join(f'{k} {v}' for k, v in about.items()))
-    print('| | seconds | photos/s | peak MB |\n|---|---:|---:|---:|')
+    print('| | seconds | photos/s | peak MiB |\n|---|---:|---:|---:|')
     for r in rows:
         note = '' if len(r) > 1 else ' (not installed)'
         print(f'| {r["what"]}{note} | ' + ' | '.join(cell(r, k, d) for k, d in (

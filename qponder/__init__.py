@@ -35,4 +35,4 @@ Modules:
 - `qponder.sheet`: Kept and dropped traces with their photos on one page, to be looked through before anybody learns from them
 - `qponder.tiny`: The large students' architectures in miniature, without weights: to try a pipeline before a model is fetched"""
 
-__version__ = "0.12.0"
+__version__ = "0.13.0"
