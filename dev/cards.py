@@ -22,14 +22,14 @@ FAULTS = {'faults': 'The six Kodak photos that ship, which taught nano-base and 
 WORST = {'nano-ci': 'Its worst photos were not looked at; *nano* has such a list.', 'nano': '''\
 Its thirty worst photos of the BIQ2021 test, by points:
 
-- In fourteen it is too strict. What is meant looks like a fault: confetti, fish, ink, paint and a leaf that are nothing but
-  strong colour (*oversaturation*, *colour cast*), letters on bricks (*banding*), a white shop front (*overexposure*); or
-  a photo is dark or blurred, and people found it good.
-- In sixteen it is too kind. These are snapshots of a phone: meals, people, rooms, a hand. Whatever people held against
-  them (in the full file, in composition, in what is shown) nano does not see.
+- In fourteen it is too strict. What is meant looks like a fault: confetti, fish, ink, paint and a leaf that are
+  nothing but strong colour (*oversaturation*, *colour cast*), letters on bricks (*banding*), a white shop front
+  (*overexposure*); or a photo is dark or blurred, and people found it good.
+- In sixteen it is too kind. These are snapshots of a phone: meals, people, rooms, a hand. Whatever people held
+  against them (in the full file, in composition, in what is shown) nano does not see.
 
-By difference of ranks, where six of the thirty are the same, nineteen are too kind: most of them everyday snapshots, four
-good photos which it takes for the very best.'''}
+By difference of ranks, where six of the thirty are the same, nineteen are too kind: most of them everyday snapshots,
+four good photos which it takes for the very best.'''}
 
 
 def stored(

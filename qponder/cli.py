@@ -422,7 +422,7 @@ def make_parser() -> argparse.ArgumentParser: # of all commands
 
 # %% ../nbs/14_cli.ipynb #1b0d894d
 def calm() -> None:
-    "Silence the libraries' bars for saving, and warnings that say nothing to a user; what is set already stays as it is"
+    "Silence bars for saving, and warnings that say nothing to a user; what is set already stays as it is"
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     for name in ('HF_HUB', 'HF_DATASETS'): os.environ.setdefault(f'{name}_DISABLE_PROGRESS_BARS', '1')
     warnings.simplefilter('ignore', FutureWarning)
