@@ -17,7 +17,7 @@ import numpy as np
 from qponder.degrade import DEGRADATIONS, degrade
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater, find_photos
-from qponder.run import sha, versions, write_json
+from qponder.run import sha, student_sha, versions, write_json
 from qponder.trace import claims
 
 
@@ -76,6 +76,7 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
         write_json(args.out / 'manifest.json', dict(model=args.model, side=args.side, versions=versions(),
+            weights=student_sha(args.model),
             table=found, photos={p.name: sha(p) for p in photos}, ordered=float(np.mean(ordered(rows))),
             named=float(np.mean([r['named'] for r in rows]))))
 
