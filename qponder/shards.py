@@ -15,7 +15,7 @@ end, and holds up no other."""
 __all__ = ['Row', 'READERS', 'Do', 'DEATHS', 'ShardError', 'parquet_rows', 'tar_samples', 'tar_json', 'tar_rows', 'shard_rows',
            'find_shards', 'Job', 'rate_rows', 'write_ratings', 'weights_of', 'RateJob', 'unpack', 'scored', 'verdicts',
            'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally',
-           'work_plainly', 'ray_data', 'account_of', 'Worker', 'cause_of', 'work_spread']
+           'work_plainly', 'ray_data', 'account_of', 'Worker', 'heard', 'work_spread']
 
 # %% ../nbs/13c_shards.ipynb #e9fe8f21
 import json
@@ -24,7 +24,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -394,24 +394,30 @@ class Worker:
         out: str, # where results are kept
         run: str = '', # as for `note_start`
         workers: int = 1, # of the pool
-    ): self.job, self.out, self.run, self.do = job, out, run, job.start(workers, account_of(out, run))
+    ): self.job, self.out, self.run, self.workers = job, out, run, workers
+
+    @cached_property
+    def do(self) -> Do:
+        "The job, started"
+        return self.job.start(self.workers, account_of(self.out, self.run))
 
     def __call__(self,
-        batch: dict[str, Any], # 'shard': paths
-    ) -> dict[str, Any]: # the same, what was 'said', and what is 'wrong'
-        "Do the shards of a batch"
-        made = [attempt(Path(s), self.job, self.do, self.out, self.run) for s in batch['shard']]
-        return {'shard': batch['shard'], 'said': [said for said, _ in made], 'wrong': [wrong for _, wrong in made]}
+        batch: dict[str, Any], # 'shard': one path
+    ) -> dict[str, Any]: # the same, what was 'said', what is 'wrong' with it, and why all must 'stop'
+        "Do a shard; an error that concerns the others is told, not raised, for Ray would bury it"
+        (shard,), said, wrong, stop = batch['shard'], '', '', ''
+        try: said, wrong = attempt(Path(shard), self.job, self.do, self.out, self.run)
+        except QPonderError as e: stop = str(e)
+        return {'shard': [shard], 'said': [said], 'wrong': [wrong], 'stop': [stop]}
 
 # %% ../nbs/13c_shards.ipynb #19b77329
-def cause_of(
-    error: BaseException, # from Ray
-) -> BaseException: # ours, if there is one behind it
-    "Ray wraps what a worker raised; whoever reads the message wants the inside"
-    inside = error
-    while inside and not isinstance(inside, QPonderError):
-        inside = getattr(inside, 'cause', None) or inside.__cause__
-    return inside or error
+def heard(
+    rows: Iterable[Row], # from `Worker`
+) -> Iterator[tuple[str, str, str]]: # as for `tally`
+    "What becomes of each shard, until a worker says that all must stop: a `QPonderError`"
+    for r in rows:
+        if r['stop']: raise QPonderError(r['stop'])
+        yield Path(r['shard']).name, r['said'], r['wrong']
 
 # %% ../nbs/13c_shards.ipynb #29b15b7e
 def work_spread(
@@ -430,7 +436,4 @@ def work_spread(
         compute=ray.data.ActorPoolStrategy(size=n), num_gpus=gpus or None,
         fn_constructor_args=(job, os.path.abspath(out), uuid4().hex, n),
         max_restarts=-1, max_task_retries=-1) # `note_start` counts
-    try: return tally(((Path(r['shard']).name, r['said'], r['wrong']) for r in rows.iter_rows()), say)
-    except QPonderError: raise
-    except Exception as e: # noqa: BLE001
-        raise cause_of(e) from e
+    return tally(heard(rows.iter_rows()), say)

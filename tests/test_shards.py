@@ -73,7 +73,8 @@ def expert():
     Expert.asked.clear()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Expert)
     Thread(target=server.serve_forever, daemon=True).start()
-    yield 'teacher=served', 'served_model=M', f'served_url=http://127.0.0.1:{server.server_port}/v1', 'served_at_once=2'
+    url = f'http://127.0.0.1:{server.server_port}/v1'
+    yield 'teacher=served', 'served_model=M', f'served_url={url}', 'served_at_once=2', 'distill_views=1'
     server.shutdown()
     server.server_close()
 
@@ -215,7 +216,7 @@ def test_limits_are_those_of_all_workers_together(tmp_path):
     told = []
     class Listens(RateJob):
         def start(self, *how): told.append(how)
-    Worker(Listens(), str(tmp_path), workers=7)
+    assert Worker(Listens(), str(tmp_path), workers=7).do is None
     assert told == [(7, None)]
 
 
