@@ -97,9 +97,11 @@ def cluster():
 
 
 def results(out):
-    "All that is left, but for the notes of starts and spending."
+    "All that is left, but for the notes of starts and spending; traces are stored in the order of their answers."
     files = [p for p in sorted(out.rglob('*')) if p.is_file() and p.name != 'started.json']
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files if out/'spent' not in p.parents}
+    read = {p: p.read_bytes() for p in files if out/'spent' not in p.parents}
+    return {p.relative_to(out).as_posix(): sorted(b.splitlines()) if p.name == 'traces.jsonl' else b
+            for p, b in read.items()}
 
 
 def mortal(base, mark, only='', deaths=1):
@@ -280,6 +282,7 @@ def test_a_worker_that_is_started_again_goes_on_with_what_it_has_spent(shards, c
     assert json.loads(account.read_text()) == dict(sent=20 * 90_000, received=20 * 10_000)
 
 
+@pytest.mark.parametrize('jobs', ['rate', pytest.param('distill', marks=pytest.mark.slow)], indirect=True)
 def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_done(shards, cluster, jobs, tmp_path):
     (job, *_), said = jobs, []
     empty = tar_of(tmp_path/'empty.tar', **{'notes.txt': b'1'})
