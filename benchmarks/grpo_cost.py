@@ -4,14 +4,17 @@
 
 One thing is changed at a time, from a nano of 224 pixels, width 256, depth 4, with eight rollouts a photo. The students
 are untrained, so that every answer is exactly as long as the limit and the rows can be compared. Seconds are per update
-of eight photos; the first update warms up and is not counted.
+of eight photos; the first update warms up and is not counted. `--out FILE` writes JSON lines, with versions, threads
+and the hash of the tower.
 """
 import argparse
 import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
 
+import torch
 from grpo import measure
 from safetensors.torch import load_file
 from transformers.utils import logging
@@ -21,7 +24,9 @@ from qponder.distill import MeasuredTeacher, distill
 from qponder.grpo import GRPOSettings
 from qponder.model import ImagePolicy, NanoSettings, build_nano, save_student
 from qponder.photo import ASSETS
+from qponder.run import sha, versions
 
+TOWER = ASSETS / 'nano-base' / 'tower.safetensors'
 PLAIN = dict(group_size=8, pixels=224, width=256, depth=4)
 CHANGES = [{}, *({k: v} for k, v in (('group_size', 4), ('group_size', 16), ('pixels', 168), ('pixels', 280),
                                       ('width', 512), ('depth', 8)))]
@@ -30,8 +35,7 @@ HEAD = 'rollouts', 'pixels', 'width', 'depth', 'trained weights', 'stock, s', 'q
 
 def untrained(folder: Path, texts: list[str], pixels: int, width: int, depth: int) -> int:
     "Save a student of this shape; how many weights are trained."
-    tower = {k.removeprefix('model.vision_tower.'): v for k, v in
-             load_file(ASSETS / 'nano-base' / 'tower.safetensors').items()}
+    tower = {k.removeprefix('model.vision_tower.'): v for k, v in load_file(TOWER).items()}
     shape = NanoSettings(width=width, depth=depth, heads=width // 64)
     student = build_nano(tower, texts, shape, ImagePolicy(size=pixels))
     student.model.generation_config.eos_token_id = None
@@ -48,6 +52,7 @@ def main():
     warnings.simplefilter('ignore')
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    about = versions() | dict(cpus=os.cpu_count(), threads=torch.get_num_threads(), tower=sha(TOWER))
     print('| ' + ' | '.join(HEAD) + ' |\n' + '|---:' * len(HEAD) + '|')
     with tempfile.TemporaryDirectory() as home:
         records = distill(load_sample('train').select(range(8)), MeasuredTeacher(), home)
@@ -60,7 +65,7 @@ def main():
             a, b = (r['seconds_per_step'] for r in (stock, ours))
             cells = *shape.values(), f'{size / 1e6:.1f} M', f'{a:.1f}', f'{b:.1f}', f'{a / b:.1f}'
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
-            rows = [shape | dict(weights=size, tokens=args.tokens) | r for r in (stock, ours)]
+            rows = [shape | dict(weights=size, tokens=args.tokens) | r | about for r in (stock, ours)]
             if args.out:
                 with args.out.open('a') as f: f.writelines(json.dumps(r) + '\n' for r in rows)
 

@@ -11,7 +11,8 @@ begins with a pre-flight on real rollouts that stops with a named cause. The tra
 
 # %% auto #0
 __all__ = ['LossType', 'GRPOSettings', 'grpo_row', 'practised', 'grpo_rows', 'check_reader', 'consistency_reader', 'Preflight',
-           'check_preflight', 'preflight', 'LookFirst', 'Alarm', 'vllm_arguments', 'grpo_config', 'SameOrder', 'grpo']
+           'check_preflight', 'preflight', 'LookFirst', 'Alarm', 'vllm_arguments', 'knock_vllm', 'grpo_config',
+           'SameOrder', 'grpo']
 
 # %% ../nbs/09_grpo.ipynb #4d82b819
 import json
@@ -19,10 +20,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Literal
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -78,6 +81,8 @@ class GRPOSettings:
             beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
             eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6),
             score_only_every=(0, 1e6), spoiled=(0, 1), vllm_memory=(.05, .95))
+        if not self.vllm_url.startswith(('http://', 'https://')):
+            raise QPonderError('write an address such as http://localhost:8000 for vllm_url')
 
 # %% ../nbs/09_grpo.ipynb #445065fe
 @patch(as_prop=True)
@@ -253,6 +258,18 @@ def vllm_arguments(
     where = (dict(vllm_server_base_url=settings.vllm_url) if settings.vllm == 'server' else
              dict(vllm_gpu_memory_utilization=settings.vllm_memory))
     return dict(use_vllm=True, vllm_mode=settings.vllm) | where
+
+# %% ../nbs/09_grpo.ipynb #074613ca
+def knock_vllm(
+    settings: GRPOSettings, # `vllm` and `vllm_url`
+) -> None:
+    "QPonderError where rollouts are to come from a server, and none answers"
+    url = settings.vllm_url
+    if settings.vllm != 'server': return
+    try: urlopen(f'{url}/health', timeout=10).close()
+    except (OSError, HTTPException, ValueError) as e:
+        raise QPonderError(f'grpo_vllm_url = {url}: no vLLM server says at {url}/health that it is well ({e}): start '
+            '`trl vllm-serve --model STUDENT`, or correct the address (no /v1, no slash at the end)') from e
 
 # %% ../nbs/09_grpo.ipynb #a01d663e
 def grpo_config(

@@ -746,7 +746,7 @@ def check_rewards_of(
 ) -> None:
     "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage, a whole student"
     from qponder.adapt import check_adapter
-    from qponder.grpo import check_reader, vllm_arguments
+    from qponder.grpo import check_reader, knock_vllm, vllm_arguments
     from qponder.processes import shared_groups
     from qponder.reward import check_needs
     stages, train = run.settings.stages, run.parts.train
@@ -755,6 +755,7 @@ def check_rewards_of(
     if not is_done(run, 'grpo'):
         if judge: judge.knock()
         vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
+        if is_first(): knock_vllm(g)
         shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, world)
     try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
                      g.prompts_per_step // world, g.scale_rewards)

@@ -15,7 +15,7 @@ end, and holds up no other."""
 __all__ = ['Row', 'READERS', 'Do', 'DEATHS', 'ShardError', 'parquet_rows', 'tar_samples', 'tar_json', 'tar_rows', 'shard_rows',
            'find_shards', 'Job', 'rate_rows', 'write_ratings', 'weights_of', 'RateJob', 'unpack', 'scored', 'verdicts',
            'DistillJob', 'shard_inputs', 'shard_folder', 'finished', 'note_start', 'work_shard', 'attempt', 'tally',
-           'work_plainly', 'ray_data', 'Worker', 'cause_of', 'work_spread']
+           'work_plainly', 'ray_data', 'account_of', 'Worker', 'heard', 'work_spread']
 
 # %% ../nbs/13c_shards.ipynb #e9fe8f21
 import json
@@ -24,7 +24,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -37,8 +37,8 @@ from fastcore.basics import chunked
 from .distill import DistillSettings, distill, mend
 from .rate import PHOTOS, Rater, Rating, rate_seen, try_open
 from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
-from .scale import QPonderError
-from .served import served_examiner, shared_among
+from .scale import HIGH, LOW, QPonderError
+from .served import ServedTeacher, served_examiner, shared_among
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd
 Row = dict[str, Any] # path, image (bytes, or None: `path` is a file), and whatever else is known, such as score
@@ -137,6 +137,7 @@ class Job(Protocol):
 
     def start(self,
         workers: int = 1, # that share what the settings allow
+        account: Path | None = None, # a folder for what the worker spends; whoever takes its place is given the same
     ) -> Do: ... # in a worker, once
 
 # %% ../nbs/13c_shards.ipynb #72f01b79
@@ -190,6 +191,7 @@ class RateJob:
 
     def start(self,
         workers: int = 1, # which share nothing
+        account: Path | None = None, # not used: rating costs nothing
     ) -> Do:
         rater = Rater(self.model, self.device)
         return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
@@ -211,12 +213,16 @@ def unpack(
 # %% ../nbs/13c_shards.ipynb #a86e59b4
 def scored(
     rows: Iterable[Row], # of a shard
+    needed: bool = True, # False: they may lack a score
 ) -> Iterator[Row]: # the same
-    "`ShardError` for a photo without a score"
+    "`ShardError` for a photo without a score, or with one that is none"
     for row in rows:
-        if row['score'] is None: raise ShardError(
+        score = row.get('score')
+        if score is None and needed: raise ShardError(
             f'{row["path"]} has no `score` (1-5), which the teacher is told and the student learns: add it, or set '
             'distill_tell = no and distill_label = teacher')
+        if score is not None and not (isinstance(score, (int, float)) and LOW <= score <= HIGH):
+            raise ShardError(f'{row["path"]}: its `score` is {score!r}; write a number from {LOW:g} to {HIGH:g}')
         yield row
 
 # %% ../nbs/13c_shards.ipynb #6b493715
@@ -228,7 +234,7 @@ def verdicts(
     judge: Any = None, # another, who gives marks where the settings ask for them
 ) -> dict[str, int]: # verdict -> rows
     "Have a teacher write traces, keep the photos of those that are kept, and count what the filters say"
-    if settings.tell or settings.label == 'human': rows = scored(rows)
+    rows = scored(rows, settings.tell or settings.label == 'human')
     records = distill(unpack(rows, folder / 'photos'), teacher, folder, settings, judge)
     kept = {r.path for r in records if r.verdict == 'kept'}
     for file in (folder / 'photos').glob('*'):
@@ -257,8 +263,11 @@ class DistillJob:
 
     def start(self,
         workers: int = 1, # that share the limits of the settings
+        account: Path | None = None, # a folder, see `ServedTeacher.keep_account`
     ) -> Do:
         teacher, judge = self.experts(workers)
+        for who, name in (teacher, 'teacher'), (judge, 'judge'):
+            if account and isinstance(who, ServedTeacher): who.keep_account(account / f'{name}.json')
         return lambda rows, folder: verdicts(rows, teacher, folder, self.settings.stages['distill'], judge)
 
 # %% ../nbs/13c_shards.ipynb #bcbaef8c
@@ -370,6 +379,14 @@ def ray_data() -> ModuleType: # `ray`, with `ray.data`
     return ray
 
 # %% ../nbs/13c_shards.ipynb #988b583f
+def account_of(
+    out: str, # where results are kept
+    run: str, # who started the workers; '': nobody who would start one again
+) -> Path | None: # a folder
+    "Where this actor notes what it spends; Ray gives it the same id when it starts it again"
+    return Path(out) / 'spent' / f'{run}-{ray_data().get_runtime_context().get_actor_id()}' if run else None
+
+# %% ../nbs/13c_shards.ipynb #e4ee3522
 class Worker:
     "An actor of the pool"
     def __init__(self,
@@ -377,24 +394,30 @@ class Worker:
         out: str, # where results are kept
         run: str = '', # as for `note_start`
         workers: int = 1, # of the pool
-    ): self.job, self.out, self.run, self.do = job, out, run, job.start(workers)
+    ): self.job, self.out, self.run, self.workers = job, out, run, workers
+
+    @cached_property
+    def do(self) -> Do:
+        "The job, started"
+        return self.job.start(self.workers, account_of(self.out, self.run))
 
     def __call__(self,
-        batch: dict[str, Any], # 'shard': paths
-    ) -> dict[str, Any]: # the same, what was 'said', and what is 'wrong'
-        "Do the shards of a batch"
-        made = [attempt(Path(s), self.job, self.do, self.out, self.run) for s in batch['shard']]
-        return {'shard': batch['shard'], 'said': [said for said, _ in made], 'wrong': [wrong for _, wrong in made]}
+        batch: dict[str, Any], # 'shard': one path
+    ) -> dict[str, Any]: # the same, what was 'said', what is 'wrong' with it, and why all must 'stop'
+        "Do a shard; an error that concerns the others is told, not raised, for Ray would bury it"
+        (shard,), said, wrong, stop = batch['shard'], '', '', ''
+        try: said, wrong = attempt(Path(shard), self.job, self.do, self.out, self.run)
+        except QPonderError as e: stop = str(e)
+        return {'shard': [shard], 'said': [said], 'wrong': [wrong], 'stop': [stop]}
 
 # %% ../nbs/13c_shards.ipynb #19b77329
-def cause_of(
-    error: BaseException, # from Ray
-) -> BaseException: # ours, if there is one behind it
-    "Ray wraps what a worker raised; whoever reads the message wants the inside"
-    inside = error
-    while inside and not isinstance(inside, QPonderError):
-        inside = getattr(inside, 'cause', None) or inside.__cause__
-    return inside or error
+def heard(
+    rows: Iterable[Row], # from `Worker`
+) -> Iterator[tuple[str, str, str]]: # as for `tally`
+    "What becomes of each shard, until a worker says that all must stop: a `QPonderError`"
+    for r in rows:
+        if r['stop']: raise QPonderError(r['stop'])
+        yield Path(r['shard']).name, r['said'], r['wrong']
 
 # %% ../nbs/13c_shards.ipynb #29b15b7e
 def work_spread(
@@ -413,7 +436,4 @@ def work_spread(
         compute=ray.data.ActorPoolStrategy(size=n), num_gpus=gpus or None,
         fn_constructor_args=(job, os.path.abspath(out), uuid4().hex, n),
         max_restarts=-1, max_task_retries=-1) # `note_start` counts
-    try: return tally(((Path(r['shard']).name, r['said'], r['wrong']) for r in rows.iter_rows()), say)
-    except QPonderError: raise
-    except Exception as e: # noqa: BLE001
-        raise cause_of(e) from e
+    return tally(heard(rows.iter_rows()), say)

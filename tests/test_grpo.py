@@ -1,5 +1,7 @@
 "GRPO: the pre-flight stops what cannot learn; stopping and going on."
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -8,12 +10,12 @@ from safetensors.torch import load_file
 
 from qponder import grpo as page
 from qponder.distill import Record, read_rows
-from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_rows, preflight
+from qponder.grpo import (GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight)
 from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.readers import Reference
 from qponder.reward import RewardSettings
-from qponder.run import read_settings
+from qponder.run import Parts, Run, check_rewards_of, read_settings
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start
 from qponder.trace import Trace, render
@@ -136,3 +138,66 @@ def test_preflight_pays_what_training_pays(taught):
     how = RewardSettings(w_format=0, w_accuracy=0, w_consistency=0, w_rank=1)
     flight = preflight(student(taught), grpo_rows(RECORDS), GRPOSettings(group_size=4, max_completion_length=40), how)
     assert len(flight.rewards) == 8 and max(flight.rewards) > .9
+
+
+@pytest.fixture
+def health():
+    "What a vLLM server says of itself, and where."
+    class Health(BaseHTTPRequestHandler):
+        status = 200
+        def log_message(self, *args): pass
+
+        def do_GET(self):
+            self.send_response(self.status if self.path == '/health' else 404)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Health)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield Health, f'127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+def far(url): return GRPOSettings(vllm='server', vllm_url=url)
+
+
+def test_a_vllm_server_is_asked_how_it_is(health):
+    Health, place = health
+    knock_vllm(far(f'http://{place}'))
+    Health.status = 500
+    wrong = {f'http://{place}': '500', f'http://{place}/v1': '404', f'https://{place}': 'SSL',
+             'http://127.0.0.1:1': 'refused', 'http://a b': "can't contain", 'http://127.0.0.1:port': 'port'}
+    for url, why in wrong.items():
+        with pytest.raises(QPonderError, match=f'grpo_vllm_url = {url}: no vLLM server .*{why}.*trl vllm-serve'):
+            knock_vllm(far(url))
+    knock_vllm(replace(far('http://127.0.0.1:1'), vllm='colocate'))
+
+
+@pytest.mark.parametrize('url', ['localhost:8000', 'vllm:8000', 'ftp://localhost', ''])
+def test_an_address_of_vllm_has_a_form(url):
+    with pytest.raises(QPonderError, match=f'grpo_vllm_url = {url}: write an address such as http://'):
+        read_settings('nano', overrides=[f'grpo_vllm_url={url}'])
+
+
+def test_a_run_knocks_before_it_begins(health, tmp_path, monkeypatch):
+    (_, place), lines = health, ['grpo_vllm=server', 'grpo_vllm_url=http://127.0.0.1:1']
+    parts = lambda common: Parts(dict(name=['one'], std=[None]), [], [], '')
+    ask = lambda *more: check_rewards_of(Run(tmp_path, read_settings('nano', overrides=[*lines, *more]), parts))
+    with pytest.raises(QPonderError, match='vLLM is not installed here'): ask()
+    monkeypatch.setattr(page, 'find_spec', lambda name: True)
+    with pytest.raises(QPonderError, match='no vLLM server'): ask()
+    ask(f'grpo_vllm_url=http://{place}')
+    monkeypatch.setenv('RANK', '1') # localhost is another machine there
+    ask()
+    monkeypatch.delenv('RANK')
+    (tmp_path/'grpo').mkdir()
+    (tmp_path/'grpo'/'manifest.json').touch()
+    ask()
+
+
+def test_trl_is_told_of_vllm(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, 'find_spec', lambda name: True)
+    args = grpo_config(tmp_path, far('http://far:8000'), [1.])
+    assert (args.use_vllm, args.vllm_mode, args.vllm_server_base_url) == (True, 'server', 'http://far:8000')
+    args = grpo_config(tmp_path, GRPOSettings(vllm='colocate', vllm_memory=.4), [1.])
+    assert (args.use_vllm, args.vllm_mode, args.vllm_gpu_memory_utilization) == (True, 'colocate', .4)

@@ -1,10 +1,13 @@
 "Shards on a local Ray: the results of the plain path, whoever dies on the way."
+import json
 import os
 import signal
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ import pytest
 from PIL import Image
 
 from qponder.cli import main
-from qponder.distill import load_records
+from qponder.distill import load_records, write_reasoning
 from qponder.photo import open_image, pristine
 from qponder.run import read_settings
 from qponder.scale import QPonderError
@@ -20,6 +23,9 @@ from qponder.served import ServedTeacher
 from qponder.sft import sft_rows
 from qponder.shards import (DEATHS, DistillJob, RateJob, ShardError, Worker, find_shards, shard_rows, work_plainly,
                             work_spread)
+from qponder.trace import Trace, render
+
+LAST = 17 # row of a shard; those before it are photos, it is none
 
 
 def small(path, size):
@@ -29,11 +35,56 @@ def small(path, size):
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory):
+    "Two parquet files and a tar; no two photos are alike."
     home = tmp_path_factory.mktemp('shards')
     for n in range(3):
-        photos = [small(p, 64 + 8 * n) for p in pristine()[:3]] + [b'none']
-        pq.write_table(pa.table(dict(path=[f'{n}-{i}.png' for i in range(4)], image=photos)), home/f's{n}.parquet')
+        photos = [small(pristine()[i % 3], 64 + LAST * n + i) for i in range(LAST)] + [b'none']
+        rows = dict(path=[f'{n}-{i}.png' for i in range(LAST + 1)], score=[1.5 + i / 10 for i in range(LAST + 1)])
+        if n < 2: pq.write_table(pa.table(rows | dict(image=photos)), home/f's{n}.parquet')
+        else:
+            known = {p.replace('png', 'json'): json.dumps(dict(score=s)).encode() for p, s in zip(*rows.values())}
+            tar_of(home/f's{n}.tar', **dict(zip(rows['path'], photos)), **known)
     return find_shards([home])
+
+
+class Expert(BaseHTTPRequestHandler):
+    "A teacher who counts its questions; every third score makes it chat."
+    asked = []
+    def log_message(self, *args): pass
+
+    def do_POST(self):
+        photo, text = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['messages'][0]['content']
+        self.asked.append(photo['image_url']['url'])
+        score = float(text['text'].split('photo ')[1].split(' on')[0])
+        chats = round(score * 10) % 3 == 0
+        said = 'What a lovely photo!' if chats else render(Trace(write_reasoning({}, score), score))
+        choice = {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': said}}
+        body = json.dumps({'id': '1', 'object': 'chat.completion', 'created': 0, 'model': 'M', 'choices': [choice],
+                           'usage': {'prompt_tokens': 90_000, 'completion_tokens': 10_000}}).encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def expert():
+    "The settings of a served teacher, who is asked one question at a time by each of two workers."
+    Expert.asked.clear()
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Expert)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://127.0.0.1:{server.server_port}/v1'
+    yield 'teacher=served', 'served_model=M', f'served_url={url}', 'served_at_once=2', 'distill_views=1'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(params=['rate', 'distill'])
+def jobs(request, expert):
+    "A job, another one, and the difference between them."
+    if request.param == 'rate':
+        return RateJob(reasons=False), RateJob(), 'reasons = False, now reasons = True'
+    return asked(*expert), asked(), 'teacher = served, now teacher = measured'
 
 
 @pytest.fixture(scope='module')
@@ -45,24 +96,29 @@ def cluster():
     ray.shutdown()
 
 
-def results(out): return {p.relative_to(out).as_posix(): p.read_text() for p in sorted(out.rglob('ratings.jsonl'))}
+def results(out):
+    "All that is left, but for the notes of starts and spending; traces are stored in the order of their answers."
+    files = [p for p in sorted(out.rglob('*')) if p.is_file() and p.name != 'started.json']
+    read = {p: p.read_bytes() for p in files if out/'spent' not in p.parents}
+    return {p.relative_to(out).as_posix(): sorted(b.splitlines()) if p.name == 'traces.jsonl' else b
+            for p, b in read.items()}
 
 
 def mortal(base, mark, only='', deaths=1):
-    "A job whose workers die in the middle of a shard, and leave a mark each."
+    "A job whose workers die at the end of a shard, and leave a mark each."
     @dataclass(frozen=True)
     class Mortal:
         base: object
         mark: str
         def describe(self): return self.base.describe()
 
-        def start(self, workers=1):
-            do = self.base.start(workers)
+        def start(self, *how):
+            do = self.base.start(*how)
             def rows_until_death(rows, folder):
                 for n, row in enumerate(rows):
-                    left = os.listdir(self.mark)
-                    if n == 3 and len(left) < deaths and only in folder.name:
-                        open(f'{self.mark}/{len(left)}', 'w').close()
+                    died = sum(name.startswith(folder.name) for name in os.listdir(self.mark))
+                    if n == LAST and died < deaths and only in folder.name:
+                        open(f'{self.mark}/{folder.name}-{died}', 'w').close()
                         os.kill(os.getpid(), signal.SIGKILL)
                     yield row
             return lambda rows, folder: do(rows_until_death(rows, folder), folder)
@@ -161,9 +217,9 @@ def test_limits_are_those_of_all_workers_together(tmp_path):
             assert (who.settings.spend, who.settings.per_minute, who.at_once) == (12 / n, 60 / n, at_once)
     told = []
     class Listens(RateJob):
-        def start(self, workers=1): told.append(workers)
-    Worker(Listens(), str(tmp_path), 'run', 7)
-    assert told == [7]
+        def start(self, *how): told.append(how)
+    assert Worker(Listens(), str(tmp_path), workers=7).do is None
+    assert told == [(7, None)]
 
 
 def test_a_judge_is_asked_and_decides(rated, tmp_path, monkeypatch):
@@ -188,20 +244,47 @@ def test_kept_traces_can_be_learned(rated, tmp_path, monkeypatch):
     assert sorted(p.read_bytes() for p in photos) == sorted(p.read_bytes() for p in pristine()[:2])
 
 
-def test_two_workers_have_the_results_of_none_and_death_loses_nothing(shards, cluster, tmp_path):
-    job, said = RateJob(reasons=False), []
-    assert work_plainly(shards, job, tmp_path/'plain') == 3
-    assert work_spread(shards[:1], job, tmp_path/'spread', 2, say=said.append) == 1
-    assert work_spread(shards, mortal(job, tmp_path/'died'), tmp_path/'spread', 2, say=said.append) == 2
-    assert len(list((tmp_path/'died').iterdir())) == 1 and len(said) == 3
-    assert results(tmp_path/'spread') == results(tmp_path/'plain') and len(results(tmp_path/'plain')) == 3
-    assert work_spread(shards, job, tmp_path/'spread', 2) == 0
-    with pytest.raises(QPonderError, match='reasons = False, now reasons = True'):
-        work_spread(shards, RateJob(), tmp_path/'spread', 2)
+def test_a_photo_without_a_score_is_named_before_anybody_is_asked(tmp_path):
+    photo = pristine()[0].read_bytes()
+    wrong = [tar_of(tmp_path/'none.tar', **{'a.webp': photo}),
+             tar_of(tmp_path/'far.tar', **{'a.webp': photo, 'a.json': b'{"score": 87}'})]
+    with pytest.raises(QPonderError, match='2 failed: a.webp has no `score`.*its `score` is 87; write a number from 1'):
+        work_plainly(wrong, asked(), tmp_path/'out')
 
 
-def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_done(shards, cluster, tmp_path):
-    job, said = RateJob(reasons=False), []
+def test_two_workers_leave_what_none_leaves_and_death_loses_nothing(shards, cluster, jobs, tmp_path):
+    (job, other, changed), out, said = jobs, tmp_path/'out', []
+    assert work_plainly(shards, job, out) == 3
+    plain, questions = results(out), sorted(Expert.asked)
+    assert len(set(questions)) == len(questions) == (0 if isinstance(job, RateJob) else 3 * LAST)
+    out.rename(tmp_path/'plain')
+    Expert.asked.clear()
+    assert work_spread(shards[:1], job, out, 2, say=said.append) == 1
+    assert work_spread(shards, mortal(job, tmp_path/'died'), out, 2, say=said.append) == 2
+    assert sorted(p.name for p in (tmp_path/'died').iterdir()) == ['s1-0', 's2-0'] and len(said) == 3
+    assert results(out) == plain and sorted(Expert.asked) == questions
+    assert work_spread(shards, job, out, 2) == 0
+    with pytest.raises(QPonderError, match=changed): work_spread(shards, other, out, 2)
+
+
+def test_what_is_left_of_a_distillation_is_what_was_kept(shards, expert, tmp_path):
+    work_plainly(shards[2:], asked(*expert), tmp_path)
+    kept = {r.path for r in load_records(tmp_path/'s2'/'kept.jsonl')}
+    assert 0 < len(kept) < LAST and {str(p) for p in (tmp_path/'s2'/'photos').iterdir()} == kept
+
+
+def test_a_worker_that_is_started_again_goes_on_with_what_it_has_spent(shards, cluster, expert, tmp_path):
+    job = asked(*expert, 'served_price_in=10', 'served_price_out=10', 'served_spend=20') # an answer costs 1
+    with pytest.raises(QPonderError, match='20.00 is spent, and served_spend is 20'):
+        work_spread(shards[:2], mortal(job, tmp_path/'died'), tmp_path/'out', 1)
+    assert len(list((tmp_path/'died').iterdir())) == 1 and len(Expert.asked) == 20
+    account, = (tmp_path/'out'/'spent').rglob('*.json')
+    assert json.loads(account.read_text()) == dict(sent=20 * 90_000, received=20 * 10_000)
+
+
+@pytest.mark.parametrize('jobs', ['rate', pytest.param('distill', marks=pytest.mark.slow)], indirect=True)
+def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_done(shards, cluster, jobs, tmp_path):
+    (job, *_), said = jobs, []
     empty = tar_of(tmp_path/'empty.tar', **{'notes.txt': b'1'})
     deadly = mortal(job, tmp_path/'died', 's1', 99)
     with pytest.raises(QPonderError, match=f'2 shards done, 2 failed.*{DEATHS} workers died') as e:
@@ -210,3 +293,4 @@ def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_done(shards,
     assert len(list((tmp_path/'died').iterdir())) == DEATHS and len(said) == 4
     assert {p.parent.name for p in tmp_path.rglob('manifest.json')} == {'s0', 's2'}
     assert work_spread(shards, job, tmp_path/'spread', 2) == 1
+    assert len(set(Expert.asked)) == len(Expert.asked)
