@@ -44,7 +44,7 @@ class Told(GRPOTrainer):
 def train(folder):
     "All trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
     sft.fast_bf16 = page.fast_bf16 = lambda: False
-    for name, how in (('sft', SFT), ('order', ORDER)): cold_start(load_student(folder/'start'), RECORDS, folder/name, how)
+    for name, how in ('sft', SFT), ('order', ORDER): cold_start(load_student(folder/'start'), RECORDS, folder/name, how)
     page.GRPOTrainer = Told
     try:
         grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
