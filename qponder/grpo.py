@@ -206,7 +206,7 @@ def preflight(
                   max_new_tokens=settings.max_completion_length)
     columns = {k: [r[k] for r in picked for _ in range(settings.group_size)] for k in picked[0] if k != 'prompt'}
     said = dict(prompts=[''] * len(answers), completions=[a.text for a in answers])
-    total = add_up(*trl_rewards(rewards, reader), **said, **columns)
+    total = add_up(*trl_rewards(rewards, reader), whole=True, **said, **columns)
     scores = [parse(a.text, a.finished).score for a in answers]
     groups = np.array(total).reshape(n, settings.group_size)
     return Preflight(parsed=float(np.mean([s is not None for s in scores])),
@@ -279,7 +279,7 @@ def grpo_config(
     seed: int = 0, # of photos and sampling
     progress: bool = False, # show a progress bar
 ) -> GRPOConfig:
-    "The stock trainer's arguments; processes share an update in whole groups, see `processes.shared_groups`."
+    "The stock trainer's arguments; processes share an update, see `processes.shared_groups`."
     if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
@@ -319,7 +319,7 @@ def grpo(
     out, log, records = Path(out), JsonlLog(Path(out) / 'log.jsonl'), practised(records, settings.spoiled, seed)
     rows = grpo_rows(records, settings.score_only_every, student)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
-                settings.prompts_per_step // place().world, settings.scale_rewards)
+                settings.prompts_per_step, settings.scale_rewards)
     set_tower(share_prompts(remember(student.model, len(records) + len(val or ()))), how.tower)
     reader, slow = consistency_reader(student, records, rewards, out, judge)
     audit(student, rows, settings.max_completion_length, out)

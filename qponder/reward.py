@@ -14,13 +14,13 @@ Every part lies in [0,1], the same answers always earn the same, and an answer t
 
 # %% auto #0
 __all__ = ['PARTS', 'check_rewards', 'RewardSettings', 'normalised', 'own_parts', 'RewardParts', 'reward', 'completion_text',
-           'read_faults', 'Rollouts', 'read_rollouts', 'shown', 'paid_marks', 'fill_marks', 'paid_reading', 'paid',
-           'trl_rewards', 'add_up', 'check_needs']
+           'read_faults', 'Rollouts', 'read_rollouts', 'shown', 'marked', 'paid_marks', 'fill_marks', 'paid_reading',
+           'paid', 'with_others', 'trl_rewards', 'add_up', 'check_needs']
 
 # %% ../nbs/07e_reward.ipynb #299435ad
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -30,6 +30,7 @@ from .consistency import Answer, Consistency, all_right, care, consistency, dama
 from .consistency import aspect_agreement  # noqa: F401 (older pages look for it here)
 from .guards import certainty, length_guard, repeats_guard
 from .kernels import Kernel, accuracy_reward, format_reward, kernel
+from .processes import of_all
 from .rank import Rank, alone_share, rank_rewards
 from .scale import QPonderError, check_range
 from .trace import FAULTS, Parsed, claims, parse, strip_numbers
@@ -172,6 +173,7 @@ class Rollouts:
     names: list[str] # its dataset
     stds: list[float | None] # spread of its raters
     images: list[Any] # the photo itself, where the trainer sends it
+    marks: list[float | None] # what a reader said, see `marked`
 
     @property
     def scores(self) -> list[float | None]: return [r.score for r in self.read]
@@ -193,7 +195,7 @@ def read_rollouts(
     photos = [*zip(column('path', ''), column('view', 0), damage, strict=True)]
     images = [i[0] if isinstance(i, list) else i for i in column('images', None)]
     return Rollouts([*map(parse, texts)], parts, [*score], [m == 'reason' for m in modes], [*map(bool, damage)], photos,
-                    column('name', ''), column('std', None), images)
+                    column('name', ''), column('std', None), images, [None] * n)
 
 # %% ../nbs/07e_reward.ipynb #7094215a
 def shown(
@@ -203,6 +205,16 @@ def shown(
     rows = zip(batch.read, batch.targets, batch.photos, batch.images, batch.reasons)
     return {i: Answer(strip_numbers(r.reasoning), r.score, target, photo, image)
             for i, (r, target, photo, image, asked) in enumerate(rows) if asked and r.score is not None and r.reasoning}
+
+# %% ../nbs/07e_reward.ipynb #51c2785f
+def marked(
+    batch: Rollouts, # the answers
+    reader: Callable[[Sequence[Answer]], Sequence[float | None]], # from `qponder.readers`
+) -> Rollouts: # with its marks
+    "Have somebody read what is `shown`; `ValueError` for a reader that forgets an answer"
+    answers = shown(batch)
+    given = dict(zip(answers, reader([*answers.values()]), strict=True)) if answers else {}
+    return replace(batch, marks=[given.get(i) for i in range(len(batch.read))])
 
 # %% ../nbs/07e_reward.ipynb #0813ad46
 def paid_marks(
@@ -227,37 +239,43 @@ def fill_marks(
 
 # %% ../nbs/07e_reward.ipynb #fe2322b4
 def paid_reading(
-    batch: Rollouts, # the answers
+    batch: Rollouts, # from `marked`
     settings: RewardSettings, # which gate
-    reader: Callable[[Sequence[Answer]], Sequence[float | None]], # from `qponder.readers`
 ) -> list[float | None]: # in [0,1]; 0 for an unreadable answer, None where no reasons were asked for or no mark given
     "The consistency part, read by somebody else"
-    answers = shown(batch)
-    filled = fill_marks(reader([*answers.values()]), [batch.photos[i] for i in answers]) if answers else []
-    given = dict(zip(answers, filled, strict=True))
+    read = [*shown(batch)]
+    given = dict(zip(read, fill_marks([batch.marks[i] for i in read], [batch.photos[i] for i in read])))
     marks = [given.get(i) for i in range(len(batch.read))]
     paid = paid_marks([float('nan') if m is None else m for m in marks], batch, settings)
-    due = [asked and not (i in answers and marks[i] is None) for i, asked in enumerate(batch.reasons)]
-    return [(v if i in answers else 0.) if d else None for i, (v, d) in enumerate(zip(paid, due))]
+    due = [asked and not (i in given and marks[i] is None) for i, asked in enumerate(batch.reasons)]
+    return [(v if i in given else 0.) if d else None for i, (v, d) in enumerate(zip(paid, due))]
 
 # %% ../nbs/07e_reward.ipynb #16941b33
 def paid(
     part: str, # one of `PARTS`
-    batch: Rollouts, # the answers
+    batch: Rollouts, # the answers, `marked` where consistency is not by vote
     settings: RewardSettings, # as for `reward`
-    reader: Callable[[Sequence[Answer]], Sequence[float | None]] | None = None, # for a consistency that is not by vote
 ) -> list[float | None]: # in [0,1], or None where the part does not apply
     "What each answer of a batch earns for one part"
     if part == 'rank':
         values = rank_rewards(batch.scores, batch.targets, batch.photos, batch.names, batch.stds, settings.rank,
                               settings.rank_width)
-    elif part not in own_parts(settings): values = paid_reading(batch, settings, reader)
+    elif part not in own_parts(settings): values = paid_reading(batch, settings)
     else:
         due = {'format': [True] * len(batch.read), 'damage': [a and d for a, d in zip(batch.reasons, batch.spoiled)]}
         due['accuracy'] = due['format']
         values = [getattr(p, part) if d else None for p, d in zip(batch.parts, due.get(part, batch.reasons))]
     counts = certainty(batch.scores, batch.photos, settings.uncertainty)
     return [None if v is None else v * c for v, c in zip(values, counts)]
+
+# %% ../nbs/07e_reward.ipynb #d4b87c3b
+def with_others(
+    batch: Rollouts, # answers of this process, read and `marked`
+) -> tuple[Rollouts, slice]: # those of all processes, without images, and which of them are its own
+    "The answers that are paid together"
+    columns = vars(replace(batch, images=[None] * len(batch.read)))
+    rows, mine = of_all([*zip(*columns.values())])
+    return Rollouts(*([row[i] for row in rows] for i in range(len(columns)))), mine
 
 # %% ../nbs/07e_reward.ipynb #5aaaec01
 def _details(
@@ -280,11 +298,13 @@ def _trl_reward(
     settings: RewardSettings, # as for `reward`
     reader: Callable | None = None, # for a consistency that is not by vote
 ) -> Callable[..., list[float | None]]: # a reward function as `GRPOTrainer` calls it; None: does not apply
-    "One part of the reward as a function of a batch"
-    def function(prompts: list, completions: list, score: list[float],
+    "One part of the reward as a function of a batch; with `whole`, processes do not share it"
+    def function(prompts: list, completions: list, score: list[float], whole: bool = False,
                  log_metric: Callable[[str, float], None] | None = None, **columns: Any) -> list[float | None]:
         batch = read_rollouts(settings, completions, score, **columns)
-        values = paid(part, batch, settings, reader)
+        if part not in ('rank', *own_parts(settings)): batch = marked(batch, reader)
+        every, mine = (batch, slice(None)) if whole else with_others(batch)
+        values = paid(part, every, settings)[mine]
         for metric, value in _details(part, batch, values).items() if log_metric else (): log_metric(metric, value)
         return values
     function.__name__ = function.__qualname__ = part
@@ -317,12 +337,12 @@ def check_needs(
     names: Sequence[str], # dataset of every training photo
     stds: Sequence[float | None], # spread of its raters
     spoiled: bool, # whether any photo has damage that we did
-    photos: int, # to an update, of one process (grpo_prompts_per_step)
+    photos: int, # to an update, over all processes (grpo_prompts_per_step)
     scaling: str, # grpo_scale_rewards
 ) -> None:
     "`QPonderError`, naming cause and remedy, if a reward would have nothing to go by"
     if settings.w_rank and (lonely := alone_share(names, photos)) > .5:
-        raise QPonderError(f'w_rank compares photos of one dataset, but with {photos} photos to an update and process '
+        raise QPonderError(f'w_rank compares photos of one dataset, but with {photos} photos to an update '
                            f'{lonely:.0%} of them would be alone: raise grpo_prompts_per_step, or take fewer datasets')
     if settings.w_rank and settings.rank == 'margin' and not settings.rank_width and not all(stds):
         raise QPonderError('rank_width = 0 takes the spread of the raters, but there is a photo without: '

@@ -750,15 +750,14 @@ def check_rewards_of(
     from qponder.processes import shared_groups
     from qponder.reward import check_needs
     stages, train = run.settings.stages, run.parts.train
-    g, world = stages['grpo'], place().world
-    judge = run.judge
+    g, judge = stages['grpo'], run.judge
     if not is_done(run, 'grpo'):
         if judge: judge.knock()
         vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
         if is_first(): knock_vllm(g)
-        shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, world)
+        shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, place().world)
     try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
-                     g.prompts_per_step // world, g.scale_rewards)
+                     g.prompts_per_step, g.scale_rewards)
     except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
 
 # %% ../nbs/13_run.ipynb #7d40cc9e

@@ -10,10 +10,10 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
-           'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'JsonlLog',
-           'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'restore',
-           'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained',
-           'teaching', 'cold_start']
+           'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'order_terms', 'word_loss', 'number',
+           'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
+           'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer',
+           'keep_trained', 'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -45,7 +45,7 @@ from .objectives import (Objective, check_objective, fidelity_loss, label_diverg
                                 one_hot, prompts_of, soft_label)
 from .own import own_words
 from .photo import open_image, photo_view
-from .processes import is_first, place, shared
+from .processes import is_first, of_all, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
 from .trace import FAULTS, FINE, Trace, messages, opening, parse, render, student_prompt
 
@@ -220,6 +220,21 @@ def trace_loss(
         total = total + weight * terms.sum()
     return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
 
+# %% ../nbs/08_sft.ipynb #42ca5605
+def order_terms(
+    means: torch.Tensor, # (n,) scores that the student expects of the rows of this process, 1-5
+    photos: dict[str, torch.Tensor], # their score, std and set, (n,) each
+    together: int | None = None, # rows that are compared at a time, of all processes; None: all
+) -> torch.Tensor: # a scalar; over all processes value and gradient add up to those of one that has all rows
+    "`fidelity_loss`, times its rows"
+    known = (photos[k].tolist() for k in ('score', 'std', 'set'))
+    rows, mine = of_all([*zip(means.tolist(), *known)])
+    said, *about = torch.tensor(rows, device=means.device).T
+    said = torch.cat([said[:mine.start], means, said[mine.stop:]])
+    batches = zip(*(column.split(together or len(rows)) for column in (said, *about)))
+    whole = sum(len(b[0]) * fidelity_loss(*b) for b in batches)
+    return whole - whole.detach() * (1 - len(means) / len(rows))
+
 # %% ../nbs/08_sft.ipynb #66310442
 def word_loss(
     outputs: object, # the model's outputs, with logits of shape (batch, tokens, vocabulary)
@@ -229,6 +244,7 @@ def word_loss(
     verdict: Verdict | None = None, # from `verdict_of`
     weight: float = 1., # of a photo's label, in words
     order_weight: float = 0., # of the order of the photos, in words to a row
+    together: int | None = None, # rows that are compared at a time, see `order_terms`
     phrases: Sequence[Sequence[int]] = (), # from `claim_phrases`
     claim_weight: float = 0., # how much more their tokens count
 ) -> torch.Tensor: # a scalar
@@ -241,9 +257,7 @@ def word_loss(
     weights = 1 + claim_weight * claimed(labels[kept], phrases)
     loss = (weights * F.cross_entropy(logits[kept].float(), labels[kept], reduction='none')).sum()
     loss = loss + weight * label_divergence(words, photos['label'], verdict.ids.values()).sum()
-    if order_weight:
-        means = expected_score(words, verdict.ids)
-        loss = loss + order_weight * len(at) * fidelity_loss(means, photos['score'], photos['std'], photos['set'])
+    if order_weight: loss = loss + order_weight * order_terms(expected_score(words, verdict.ids), photos, together)
     return loss / total
 
 # %% ../nbs/08_sft.ipynb #fdd4a7c8
@@ -431,6 +445,7 @@ def word_terms(
     "What the loss has to know for answers in words."
     order = settings.fidelity_weight if settings.objective == 'soft+fidelity' else 0.
     return dict(verdict=verdict_of(tokenizer), weight=settings.score_weight, order_weight=order,
+                together=settings.batch_size,
                 phrases=claim_phrases(tokenizer) if settings.claim_weight else (), claim_weight=settings.claim_weight)
 
 # %% ../nbs/08_sft.ipynb #32e2d6a1
@@ -481,11 +496,11 @@ def teaching(
     student: Student, # remembers how it has to be asked
     records: Sequence[Record], # what it learns
     settings: SFTSettings, # objective and weights
-    rows: int, # that a process sees together
 ) -> dict: # keyword arguments of `TraceTrainer`: trace_loss, data_collator (None: TRL's own)
     "What an objective hands to the trainer. Raises QPonderError for records that lack what it needs."
     tokenizer, worded = student.processor.tokenizer, settings.objective != 'trace'
-    check_objective(settings.objective, [r.name for r in records], [r.std for r in records], rows)
+    check_objective(settings.objective, [r.name for r in records], [r.std for r in records],
+                    settings.batch_size)
     student.model.config.prompts = prompts_of(settings.objective, settings.mix)
     loss = (partial(word_loss, **word_terms(tokenizer, settings)) if worded else
             partial(trace_loss, **loss_terms(tokenizer, records, settings)))
@@ -509,7 +524,7 @@ def cold_start(
     if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
     args = sft_config(out, settings, seed, progress)
-    taught = teaching(student, records, settings, args.per_device_train_batch_size)
+    taught = teaching(student, records, settings)
     log = JsonlLog(out / 'log.jsonl')
     audit(student, rows, out=out)
     set_tower(remember(student.model, len(records) + len(val or ())), how.tower)

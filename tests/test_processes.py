@@ -21,7 +21,7 @@ def test_an_update_stays_what_the_settings_say(world):
 
 def test_processes_that_cannot_share():
     with pytest.raises(QPonderError, match='multiple of 3'): shared(16, 2, 3, 'sft_batch_size')
-    with pytest.raises(QPonderError, match='group must not be torn'): shared_groups(2, 8, 8, 4)
+    with pytest.raises(QPonderError, match='grpo_group_size make an update of 6 rows'): shared_groups(1, 6, 8, 4)
 
 
 def test_a_launcher_says_the_place():
@@ -43,16 +43,20 @@ def both(request, tmp_path_factory):
     return alone, two
 
 
-@pytest.mark.parametrize('part, keys', [('sft', ['loss', 'grad_norm']), ('grpo', ['loss', 'grad_norm', 'reward'])])
+LOGGED = dict.fromkeys(('sft', 'order'), ['loss', 'grad_norm']) | dict(
+    grpo=['loss', 'grad_norm', 'reward'], rank=['loss', 'grad_norm', 'reward', 'rewards/rank/mean', 'rewards/rank/std'])
+
+
+@pytest.mark.parametrize('part, keys', LOGGED.items())
 def test_two_processes_have_the_losses_of_one(both, part, keys):
     logs = [[r for r in read_rows(f/part/'log.jsonl') if 'loss' in r] for f in both]
     assert [r['step'] for r in logs[0]] == [r['step'] for r in logs[1]] and logs[0]
     for a, b in zip(*logs):
         for key in keys: assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
-    if part == 'grpo': assert any(abs(r['grad_norm']) > 1e-4 for r in logs[0])
+    if part in ('grpo', 'rank'): assert any(abs(r['grad_norm']) > 1e-4 for r in logs[0])
 
 
-@pytest.mark.parametrize('part', ['sft', 'grpo'])
+@pytest.mark.parametrize('part', LOGGED)
 def test_two_processes_have_the_student_of_one(both, part):
     one, two = (load_file(f/part/'model'/'model.safetensors') for f in both)
     assert one.keys() == two.keys()

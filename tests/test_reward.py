@@ -2,6 +2,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace as NS
 
 import numpy as np
@@ -419,6 +420,37 @@ def test_every_part_is_bounded_repeatable_and_free_of_order(how):
         if f.__name__ in ('consistency', 'length', 'repeats'):
             assert [v is None for v in paid] == [r['mode'] == 'score' for r in some]
     assert all(0 <= t <= 1 for t in add_up(functions, weights, **columned(some)))
+
+
+def paid_apart(monkeypatch, function, some, world):
+    "What processes pay to their parts of some rows; each is sent what the others hold."
+    size, sent, paid = len(some) // world, [], []
+    parts = [columned(some[i:i + size]) for i in range(0, len(some), size)]
+    monkeypatch.setattr('qponder.reward.of_all', lambda rows: (sent.append(rows) or rows, slice(0, len(rows))))
+    for part in parts: function(**part)
+    for i, part in enumerate(parts):
+        mine = slice(i * size, (i + 1) * size)
+        monkeypatch.setattr('qponder.reward.of_all', lambda rows: (sum(sent, []), mine))
+        paid += function(**part)
+    return paid
+
+
+@pytest.mark.parametrize('world', [2, 8, 40])
+@pytest.mark.parametrize('how', [replace(FULL, consistency=c) for c in ('vote', 'care', 'difference', 'judge')] +
+                         [RewardSettings(w_rank=1, rank='margin', rank_width=0)])
+def test_split_rollouts_are_paid_as_the_whole(how, world, monkeypatch):
+    some, unsure = rows(40), lambda answers: [None if a.score < 2 else a.score / 5 for a in answers]
+    for f in trl_rewards(how, unsure)[0]:
+        together = f(**columned(some))
+        assert paid_apart(monkeypatch, f, some, world) == together
+        if f.__name__ == 'rank': assert [v for r in some for v in f(**columned([r]), whole=True)] == [None] * 40
+        monkeypatch.undo()
+
+
+def test_a_whole_batch_is_paid_without_asking_others(monkeypatch):
+    monkeypatch.setattr('qponder.reward.of_all', lambda rows: pytest.fail('asked'))
+    functions, weights = trl_rewards(FULL, sure)
+    assert len(add_up(functions, weights, whole=True, **columned(rows(8)))) == 8
 
 
 @given(st.lists(numbers, min_size=1, max_size=4), st.randoms())

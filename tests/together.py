@@ -1,5 +1,6 @@
-"What each of several processes does: a cold start and GRPO of a miniature whose answers are given; see test_processes."
+"What each of several processes does: cold starts and GRPO of a miniature whose answers are given; see test_processes."
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launch import meet
@@ -11,15 +12,21 @@ from qponder.distill import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import load_student, tensor_hash
 from qponder.photo import pristine
+from qponder.processes import place
+from qponder.reward import RewardSettings
 from qponder.sft import SFTSettings, cold_start
 from qponder.trace import Trace, render
 
 WORDS = 'excellent', 'good', 'fair', 'bad'
 SAID = [Trace(f'Overall the quality is {w}.', s) for w, s in zip(WORDS, (4.6, 3.8, 3.0, 1.4))]
-RECORDS = [Record(path=str(p), target=t.score, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
+RECORDS = [Record(path=str(p), target=t.score, std=.5, status='ok', raw=render(t)) for p, t in zip(pristine(), SAID)]
 SFT = SFTSettings(epochs=10, batch_size=4, score_weight=1, score_only_every=0, eval_every=100, save_every=100)
 GRPO = GRPOSettings(steps=3, group_size=4, prompts_per_step=2, rollouts_per_pass=8, max_completion_length=60,
                     eval_every=100, save_every=100, preflight_prompts=0)
+# what compares photos; of three groups in two processes the second is torn
+ORDER = replace(SFT, objective='soft+fidelity')
+RANK = replace(GRPO, prompts_per_step=3, rollouts_per_pass=12, scale_rewards='batch')
+COMPARED = RewardSettings(w_rank=3, uncertainty=1)
 
 
 class Told(GRPOTrainer):
@@ -30,15 +37,18 @@ class Told(GRPOTrainer):
             shift = self.processing_class.image_processor(image, return_tensors='pt')['pixel_values']
             trace = SAID[(n + tensor_hash(shift)[0]) % len(SAID)]
             return [*words(render(trace), add_special_tokens=False)['input_ids'], words.eos_token_id]
-        return [answer(i, n % num_generations) for n, i in enumerate(images)], None
+        before = place().rank * len(images)
+        return [answer(i, (before + n) % num_generations) for n, i in enumerate(images)], None
 
 
 def train(folder):
-    "Both trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
+    "All trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
     sft.fast_bf16 = page.fast_bf16 = lambda: False
-    cold_start(load_student(folder/'start'), RECORDS, folder/'sft', SFT)
+    for name, how in ('sft', SFT), ('order', ORDER): cold_start(load_student(folder/'start'), RECORDS, folder/name, how)
     page.GRPOTrainer = Told
-    try: grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
+    try:
+        grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
+        grpo(load_student(folder/'start'), RECORDS, folder/'rank', RANK, COMPARED)
     finally: page.GRPOTrainer = GRPOTrainer
 
 
