@@ -478,11 +478,11 @@ def grpo_part(
     "GRPO: answers are written, then learned from; with a KL term a second student reads them, too"
     g = settings.stages['grpo']
     at_once, turns = shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, plan.gpus)
-    answer, mine, rollouts = min(said.answer, g.max_completion_length), at_once * turns, g.steps * g.rollouts
+    answer, mine, rollouts = min(said.answer, g.max_completion_length), at_once * turns, g.rounds * g.rollouts
     tokens = said.prompt + answer
-    reading = forward_flops(size, said.photo, tokens, answer) * (plan.passes + 1 + (g.beta > 0))
-    work = g.steps * compute_seconds(mine * reading, plan)
-    hours = (work + g.steps * write_seconds(size, plan, mine, said.prompt, answer)) / 3600
+    reads = g.steps * plan.passes + g.rounds * (1 + (g.beta > 0) + (g.iterations > 1))
+    work = reads * compute_seconds(mine * forward_flops(size, said.photo, tokens, answer), plan)
+    hours = (work + g.rounds * write_seconds(size, plan, mine, said.prompt, answer)) / 3600
     learn = on_gpu(size, plan, step_bytes(size, plan, at_once, tokens, answer), g.beta > 0)
     write = on_gpu(size, plan, rollout_bytes(size, plan, mine, said.prompt + g.max_completion_length), g.beta > 0)
     return Part('grpo', rollouts, rollouts * tokens, rollouts * answer, hours, hours * plan.gpus * plan.hourly,
@@ -495,7 +495,7 @@ def judge_part(
 ) -> Part: # no rows where nobody judges
     "What a judge that reads for the reward is asked about every rollout"
     r, g = settings.stages['reward'], settings.stages['grpo']
-    n = g.steps * g.rollouts if r.consistency == 'judge' and r.w_consistency else 0
+    n = g.rounds * g.rollouts if r.consistency == 'judge' and r.w_consistency else 0
     return served_part('judge', [(n, said.judged + said.teacher_photo, MARKS)], settings.stages['served'])
 
 # %% ../nbs/13b_estimate.ipynb #bc95e72f

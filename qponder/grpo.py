@@ -59,6 +59,8 @@ class GRPOSettings:
     steps: int = 40 # updates; 0: the run ends with the cold start
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
+    iterations: int = 1 # updates on the same rollouts
+    epsilon_high: float = .2 # share by which their words may become likelier; with cispo the cap itself
     rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
     learning_rate: float = 5e-5 # peak, of AdamW
     spoiled: float = 1. # share of the spoiled copies that are practised on
@@ -80,7 +82,8 @@ class GRPOSettings:
         check_range(self, steps=(0, 1e7), group_size=(2, 256), prompts_per_step=(1, 4096), learning_rate=(0, 1),
             beta=(0, 10), temperature=(.01, 10), max_completion_length=(8, 8192), warmup=(0, 1),
             eval_every=(1, 1e6), save_every=(1, 1e6), preflight_prompts=(0, 1e4), rollouts_per_pass=(1, 1e6),
-            score_only_every=(0, 1e6), spoiled=(0, 1), vllm_memory=(.05, .95))
+            score_only_every=(0, 1e6), spoiled=(0, 1), vllm_memory=(.05, .95),
+            iterations=(1, 100), epsilon_high=(.001, 100))
         if not self.vllm_url.startswith(('http://', 'https://')):
             raise QPonderError('write an address such as http://localhost:8000 for vllm_url')
 
@@ -88,6 +91,11 @@ class GRPOSettings:
 @patch(as_prop=True)
 def rollouts(self: GRPOSettings) -> int: # of an update
     return self.group_size * self.prompts_per_step
+
+# %% ../nbs/09_grpo.ipynb #5066bc88
+@patch(as_prop=True)
+def rounds(self: GRPOSettings) -> int: # of rollouts, in a whole training
+    return -(-self.steps // self.iterations)
 
 # %% ../nbs/09_grpo.ipynb #8b4013a5
 def grpo_row(
@@ -239,7 +247,7 @@ class Alarm(TrainerCallback):
     ): self.log, self.patience, self.runs = log, patience, {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
+        if 'reward' not in (logs or {}): return # an update on rollouts that were judged before
         seen = {'rollouts no longer parse: lower grpo_learning_rate': float(logs.get('rewards/format/mean', 1)) < .5,
                 'all groups have equal rewards: raise grpo_temperature':
                     float(logs.get('frac_reward_zero_std', 0)) > .95}
@@ -284,12 +292,12 @@ def grpo_config(
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
     return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
-        num_generations=settings.group_size,
-        per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
+        num_generations=settings.group_size, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
         temperature=settings.temperature, max_completion_length=settings.max_completion_length,
-        loss_type=settings.loss_type,
+        loss_type=settings.loss_type, num_iterations=s.iterations, epsilon_high=s.epsilon_high,
         scale_rewards=settings.scale_rewards, reward_weights=list(weights), warmup_steps=settings.warmup,
-        lr_scheduler_type='cosine', logging_steps=1, save_steps=settings.save_every, save_total_limit=2, seed=seed,
+        lr_scheduler_type='cosine', logging_steps=1, save_steps=s.iterations * -(-s.save_every // s.iterations),
+        save_total_limit=2, seed=seed,
         use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
         num_completions_to_print=0, report_to=[], disable_tqdm=not progress, **vllm_arguments(settings))
 

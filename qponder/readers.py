@@ -11,7 +11,8 @@ is a 4.2" needs no further reasons, and a student would soon write nothing else.
 
 # %% auto #0
 __all__ = ['only_words', 'TextScorer', 'fit_text_scorer', 'save_text_scorer', 'read_by_words', 'spell', 'log_chances',
-           'Reference', 'read_by_likelihood', 'read_by_difference', 'judge_messages', 'verdict', 'read_by_judge']
+           'Reference', 'read_by_likelihood', 'decimal_place', 'read_by_difference', 'judge_messages', 'verdict',
+           'read_by_judge']
 
 # %% ../nbs/07c_readers.ipynb #836cb8ca
 import json
@@ -172,6 +173,16 @@ def read_by_likelihood(
         return [float(np.exp(c.mean())) for c in found]
     return read
 
+# %% ../nbs/07c_readers.ipynb #0208ebf2
+def decimal_place(
+    student: Student, # whose tokens
+    score: str, # from `show_score`
+) -> int: # 0 for nano, 2 where digits are tokens
+    "Which token of a score holds its first decimal"
+    words = student.processor.tokenizer
+    tokens = words(score, add_special_tokens=False)['input_ids']
+    return next(i for i in range(len(tokens)) if len(words.decode(tokens[:i + 1]).strip()) > 2)
+
 # %% ../nbs/07c_readers.ipynb #06b6a077
 def read_by_difference(
     student: Student, # who answers
@@ -180,9 +191,10 @@ def read_by_difference(
     "Marks how much likelier the human score is after the reasoning than without any (Refine-IQA)"
     def chances(some: Sequence[Answer], mode: str) -> list[float]:
         parts = [some[i:i + batch_size] for i in range(0, len(some), batch_size)]
-        return [float(np.exp(c[-1])) for part in parts for c in log_chances(student, [a.image for a in part],
+        found = [c for part in parts for c in log_chances(student, [a.image for a in part],
             [opening(strip_numbers(a.reasoning) if mode == 'reason' else '') for a in part],
-            [f'{a.target:.1f}' for a in part], mode)]
+            [show_score(a.target) for a in part], mode)]
+        return [float(np.exp(c[decimal_place(student, show_score(a.target))])) for a, c in zip(some, found)]
     def read(answers: Sequence[Answer]) -> list[float]:
         photos = {a.photo: a for a in answers}
         direct = dict(zip(photos, chances([*photos.values()], 'score')))

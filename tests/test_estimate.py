@@ -117,6 +117,13 @@ def test_twice_the_epochs_twice_the_work_and_the_teacher_is_paid_once():
 def test_a_measured_teacher_is_free(): assert estimate(NANO, Plan(178)).parts[0].price == 0
 
 
+def test_rollouts_that_are_learned_from_again_are_written_once():
+    once, again = (estimate(read_settings('qwen2.5-vl-7b', overrides=[f'grpo_iterations={n}']), BASE).parts[2]
+                   for n in (1, 4))
+    assert again.rows == once.rows / 4 and again.written == pytest.approx(once.written / 4)
+    assert once.hours / 4 < again.hours < once.hours and again.memory == once.memory
+
+
 def priced(*lines, student='qwen2.5-vl-7b'):
     return estimate(read_settings(student, overrides=['served_price_in=1', 'served_price_out=2', *lines]), BASE)
 

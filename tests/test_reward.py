@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from hypothesis import given, strategies as st
 
+from qponder import readers
 from qponder.consistency import (Answer, all_right, aspect_agreement, care, consistency, gated, level_agreement,
                                  overlap)
 from qponder.guards import certainty, length_guard, repeats_guard
@@ -19,6 +20,7 @@ from qponder.readers import judge_messages, read_by_judge, verdict
 from qponder.reward import PARTS, RewardParts, RewardSettings, add_up, check_needs, read_faults, reward, trl_rewards
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.served import ServedSettings, ServedTeacher
+from qponder.tiny import tiny_vlm
 from qponder.trace import ASPECTS, FAULTS, FINE, Claims, Trace, claims, render
 
 KINDS = 'gaussian', 'exponential', 'linear', 'threshold', 'within', 'adaptive', 'coarse'
@@ -465,6 +467,18 @@ def test_readers_never_see_a_number(numbers, rng):
 def test_a_reader_that_forgets_an_answer_is_an_error():
     functions, _ = trl_rewards(RewardSettings(consistency='judge'), lambda answers: [])
     with pytest.raises(ValueError): functions[2](prompts=[''], completions=[render(Trace('Good.', 3))], score=[3.])
+
+
+@pytest.mark.parametrize('target, asked', [(3.46, '3.46'), (2.97, '2.97'), (3.4, '3.4'), (3., '3.0')])
+def test_the_difference_asks_for_the_first_decimal_as_it_is_taught(target, asked, monkeypatch):
+    "Of 3.46 the 4: not the 5 of 3.5, which no trace says, and not the last digit"
+    seen, student = [], tiny_vlm('qwen2.5-vl')
+    def chances(_, images, openings, answers, mode):
+        seen.extend(answers)
+        return [np.log([.9, .8, .7 if mode == 'reason' else .2, .1][:len(a)]) for a in answers]
+    monkeypatch.setattr(readers, 'log_chances', chances)
+    assert readers.read_by_difference(student)([Answer('Good.', 3., target)]) == [pytest.approx(.5)]
+    assert seen == [asked] * 2
 
 
 @pytest.mark.parametrize('kind', ['care', 'difference', 'text', 'judge'])
