@@ -432,7 +432,7 @@ def paid_apart(monkeypatch, function, some, world):
     for part in parts: function(**part)
     for i, part in enumerate(parts):
         mine = slice(i * size, (i + 1) * size)
-        monkeypatch.setattr('qponder.reward.of_all', lambda rows: (sum(sent, []), mine))
+        monkeypatch.setattr('qponder.reward.of_all', lambda rows, mine=mine: (sum(sent, []), mine))
         paid += function(**part)
     return paid
 
