@@ -407,6 +407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.fast.Verdict': ('fast.html#verdict', 'qponder/fast.py'),
                               'qponder.fast.answer': ('fast.html#answer', 'qponder/fast.py'),
                               'qponder.fast.answer_batch': ('fast.html#answer_batch', 'qponder/fast.py'),
+                              'qponder.fast.as_source': ('fast.html#as_source', 'qponder/fast.py'),
                               'qponder.fast.asked_as': ('fast.html#asked_as', 'qponder/fast.py'),
                               'qponder.fast.attend': ('fast.html#attend', 'qponder/fast.py'),
                               'qponder.fast.check_policy': ('fast.html#check_policy', 'qponder/fast.py'),

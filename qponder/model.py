@@ -39,9 +39,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
-from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expect, expect_level, fast_bf16,
-                          keep_memory, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
-                          score_token_ids, verdict_of)
+from .fast import (SCORES, Generation, as_source, asked_as, check_policy, checkpoint, expect, expect_level,
+                          fast_bf16, keep_memory, level_token_ids, policy_of, reads_levels, rename_attention,
+                          score_next, score_token_ids, verdict_of)
 from .processes import in_parts, place
 from .scale import QPonderError, check_range
 from .trace import Trace, messages, parse, render, student_prompt
@@ -608,11 +608,11 @@ def load_student(
 ) -> Student:
     "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."
     keep_memory()
-    folder = checkpoint(name)
+    source = as_source(folder := checkpoint(name))
     how = {'dtype': torch.float32, 'output_loading_info': True} | how
     try:
-        with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(folder, **how)
-        processor = by_pil(AutoProcessor.from_pretrained(folder))
+        with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(source, **how)
+        processor = by_pil(AutoProcessor.from_pretrained(source))
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '
                            'a folder that save_student wrote, or a hub id while online.') from e

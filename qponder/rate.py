@@ -121,7 +121,7 @@ class Rater:
         device: str = 'cpu', # where it works
         size: int = 0, # side at which nano looks at photos, pixels, fewer are faster; 0: as it was trained
     ):
-        self.name, self.device, folder = str(model), device, checkpoint(model)
+        self.model, self.name, self.device, folder = model, str(model), device, checkpoint(model)
         self.nano = load_nano(folder, size=size) if device == 'cpu' and is_nano(folder) else None
         if size and not self.nano: raise QPonderError(f'{model}: only nano, on a CPU, takes a size: leave it out')
         if not self.nano: self.student
@@ -130,7 +130,7 @@ class Rater:
     def student(self) -> Any: # a `model.Student`
         "The model in its stock classes"
         from qponder.model import load_to_rate
-        return load_to_rate(self.name, self.device)
+        return load_to_rate(self.model, self.device)
 
     @property
     def least(self) -> int | None: # pixels; None: all that the file has
