@@ -53,7 +53,7 @@ def shipped() -> list[str]: # names of students
 def checkpoint(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
 ) -> Path: # the folder; a hub id stays as it is
-    "Where a student's files are: the only place that decides. Raises QPonderError for a name that can be none of these."
+    "Where a student's files are; nothing else decides it. Raises QPonderError for a name that can be none of these."
     if not str(name): raise QPonderError(f'no student is named; {", ".join(shipped())} ship with qponder')
     folder = ASSETS / name if isinstance(name, str) and name in shipped() else Path(name)
     if folder.is_dir() or len(folder.parts) == 2: return folder

@@ -11,16 +11,17 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'JsonlLog',
-           'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'restore',
-           'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained',
-           'teaching', 'cold_start']
+           'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'beginning',
+           'same_beginning', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator',
+           'TraceTrainer', 'keep_trained', 'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -371,6 +372,36 @@ def newest_checkpoint(
     whole = [p.parent for p in Path(folder).glob('checkpoint-*/trainer_state.json')]
     return max(whole, key=lambda p: int(p.name.split('-')[1]), default=None)
 
+# %% ../nbs/08_sft.ipynb #e2ef3954
+def beginning(
+    student: Student, # who is trained
+    lessons: Iterable[object], # what it learns from, in order; their `repr` has to say all
+    seed: int, # of the training
+    *settings: object, # dataclasses
+) -> dict[str, object]: # name -> value, as JSON keeps them
+    "All that decides the outcome of a training, but the weights and the photos' pixels."
+    text = student.model.config.get_text_config()
+    shape = [getattr(text, k, None) for k in ('model_type', 'hidden_size', 'num_hidden_layers', 'vocab_size')]
+    said = sha256('\n'.join(map(repr, lessons)).encode()).hexdigest()[:16]
+    about = dict(student=[Path(student.name).name, *shape], policy=student.policy, lessons=said, seed=seed)
+    return json.loads(json.dumps(about | {f'{type(s).__name__}.{k}': v for s in settings for k, v in vars(s).items()}))
+
+# %% ../nbs/08_sft.ipynb #4907bd45
+def same_beginning(
+    out: str | Path, # folder of a training, made if need be
+    found: object, # what an earlier start left there to go on with; None: nothing, and this is the beginning
+    begun: dict[str, object], # from `beginning`
+) -> None:
+    "Keep `begun` in begun.json; `QPonderError` if the training that is to go on began otherwise."
+    note = Path(out) / 'begun.json'
+    old = json.loads(note.read_text(encoding='utf-8')) if found and note.exists() else {}
+    for k in (k for k in begun if k in old and old[k] != begun[k]):
+        raise QPonderError(f'{out}: the training that lies there began with {k} = {old[k]}, now {k} = {begun[k]}: '
+                           'give another folder, or delete this one; with what it began with it goes on')
+    if found or not is_first(): return
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(begun, indent=1) + '\n', encoding='utf-8')
+
 # %% ../nbs/08_sft.ipynb #c49417ef
 def restore(
     student: Student, # its weights are replaced in place
@@ -503,8 +534,10 @@ def cold_start(
     progress: bool = False, # show a progress bar
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
-    "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
-    out = Path(out)
+    "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `same_beginning` raises."
+    out, newest = Path(out), newest_checkpoint(Path(out) / 'checkpoints')
+    found = newest or next(out.glob('own-*.jsonl'), None)
+    same_beginning(out, found, beginning(student, records, seed, settings, how))
     student.model.config.score_percentiles = population(records)
     if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
@@ -517,6 +550,6 @@ def cold_start(
         processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)], **taught)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=restore(student, newest_checkpoint(out / 'checkpoints')))
+    trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)
 
