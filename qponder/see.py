@@ -34,7 +34,7 @@ from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer
 from .degrade import DEGRADATIONS, random_damage
 from .model import ImagePolicy, Student, fast_bf16, image_processor
 from .scale import QPonderError, check_range, percentile
-from .sft import JsonlLog, beginning, newest_checkpoint, open_rows, same_beginning
+from .sft import JsonlLog, go_on_from, open_rows
 from .trace import FAULTS
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
@@ -309,11 +309,11 @@ def see(
     seed: int = 0, # of the order of photos
     progress: bool = False, # show a progress bar
 ) -> Student: # with the judge's tower and its hints
-    "Train the tower; started again alike, go on or take what is there; else `sft.same_beginning` raises."
+    "Train the tower; started again alike, go on or take what is there; else `sft.go_on_from` raises."
     out, student = Path(out), wider(student, settings.size)
-    log, done, newest = JsonlLog(out / 'log.jsonl'), out / 'judge.safetensors', newest_checkpoint(out / 'checkpoints')
+    log, done = JsonlLog(out / 'log.jsonl'), out / 'judge.safetensors'
     rated = zip([Path(p).name for p in rows['path']], rows['score'])
-    same_beginning(out, newest or done.exists(), beginning(student, rated, seed, settings))
+    newest = go_on_from(out, 'checkpoints', student, rated, seed, settings)
     judge = Judge(open_tower(student), student.model.config.vision_feature_layer)
     if not done.exists():
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'word_loss', 'number', 'JsonlLog',
            'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint', 'beginning',
-           'same_beginning', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator',
+           'go_on_from', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator',
            'TraceTrainer', 'keep_trained', 'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
@@ -387,20 +387,22 @@ def beginning(
     return json.loads(json.dumps(about | {f'{type(s).__name__}.{k}': v for s in settings for k, v in vars(s).items()}))
 
 # %% ../nbs/08_sft.ipynb #4907bd45
-def same_beginning(
+def go_on_from(
     out: str | Path, # folder of a training, made if need be
-    found: object, # what an earlier start left there to go on with; None: nothing, and this is the beginning
-    begun: dict[str, object], # from `beginning`
-) -> None:
-    "Keep `begun` in begun.json; `QPonderError` if the training that is to go on began otherwise."
-    note = Path(out) / 'begun.json'
+    kept: str, # where in it the checkpoints are
+    *begun: object, # arguments of `beginning`, which are kept in begun.json
+) -> Path | None: # the newest checkpoint; None where there is nothing to go on with
+    "Where a training goes on. `QPonderError` if what lies there, checkpoints or another result, began otherwise."
+    out, now, newest = Path(out), beginning(*begun), newest_checkpoint(Path(out) / kept)
+    found, note = newest or [*out.glob('own-*.jsonl'), *out.glob('judge.safetensors')], out / 'begun.json'
     old = json.loads(note.read_text(encoding='utf-8')) if found and note.exists() else {}
-    for k in (k for k in begun if k in old and old[k] != begun[k]):
-        raise QPonderError(f'{out}: the training that lies there began with {k} = {old[k]}, now {k} = {begun[k]}: '
-                           'give another folder, or delete this one; with what it began with it goes on')
-    if found or not is_first(): return
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(begun, indent=1) + '\n', encoding='utf-8')
+    for k in (k for k in now if k in old and old[k] != now[k]):
+        raise QPonderError(f'{out}: the training that lies there began with {k} = {old[k]}, now {k} = {now[k]}: give '
+                           'another folder, or delete this one; begun as it was, it goes on')
+    if not found and is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(now, indent=1) + '\n', encoding='utf-8')
+    return newest
 
 # %% ../nbs/08_sft.ipynb #c49417ef
 def restore(
@@ -534,10 +536,8 @@ def cold_start(
     progress: bool = False, # show a progress bar
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
-    "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `same_beginning` raises."
-    out, newest = Path(out), newest_checkpoint(Path(out) / 'checkpoints')
-    found = newest or next(out.glob('own-*.jsonl'), None)
-    same_beginning(out, found, beginning(student, records, seed, settings, how))
+    "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `go_on_from` raises."
+    out, newest = Path(out), go_on_from(out, 'checkpoints', student, records, seed, settings, how)
     student.model.config.score_percentiles = population(records)
     if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
