@@ -310,10 +310,9 @@ def see(
     progress: bool = False, # show a progress bar
 ) -> Student: # with the judge's tower and its hints
     "Train the tower; started again alike, go on or take what is there; else `sft.go_on_from` raises."
-    out, student = Path(out), wider(student, settings.size)
+    out, student, names = Path(out), wider(student, settings.size), [Path(p).name for p in rows['path']]
     log, done = JsonlLog(out / 'log.jsonl'), out / 'judge.safetensors'
-    rated = zip([Path(p).name for p in rows['path']], rows['score'])
-    newest = go_on_from(out, 'checkpoints', student, rated, seed, settings)
+    newest = go_on_from(out, 'checkpoints', student, zip(names, rows['score']), seed, settings)
     judge = Judge(open_tower(student), student.model.config.vision_feature_layer)
     if not done.exists():
         torch.manual_seed(seed)
