@@ -123,12 +123,9 @@ class MemoTower(Dinov2Model):
     memo_size = 64 # photos remembered, about 0.8 MB each at 224 px with four layers tapped
     memo_room = 4e9 # bytes that they may take
 
-    def __init__(self,
-        config: Dinov2Config, # its shape
-    ):
-        super().__init__(config)
+    def _load_from_state_dict(self, *args):
         self.memo = {}
-        self.register_load_state_dict_post_hook(lambda tower, _: tower.memo.clear())
+        super()._load_from_state_dict(*args)
 
     def see(self, pixels: torch.Tensor, layers: list[int], **kwargs) -> torch.Tensor:
         "The tapped `layers` of each photo, (photos, layers, tokens, width)."
@@ -140,7 +137,7 @@ class MemoTower(Dinov2Model):
         "Stock outputs, with the hidden states taken from memory where this photo has been seen."
         if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
             return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
-        memo, layers = self.memo, output_hidden_states
+        memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
         keys = [(tensor_hash(p), *layers) for p in pixel_values]
         new = {k: i for i, k in enumerate(keys) if k not in memo}
         found = {k: memo[k] for k in keys if k in memo}
