@@ -481,7 +481,8 @@ def at_size(
     copy.parent.mkdir(parents=True, exist_ok=True)
     part = copy.with_suffix(f'.{os.getpid()}') # several processes may be at it
     image.resize((side, side), Image.Resampling.LANCZOS).save(part, 'PNG', compress_level=1)
-    return str(part.rename(copy))
+    os.replace(part, copy)
+    return str(copy)
 
 # %% ../nbs/02_data.ipynb #618689f4
 def same_size(

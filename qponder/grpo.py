@@ -46,7 +46,7 @@ from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_ju
 from .processes import in_parts, place, shared_groups
 from .reward import RewardSettings, add_up, check_needs, own_parts, trl_rewards
 from .scale import QPonderError, check_range
-from .sft import JsonlLog, Validate, asked, at_rest, both_ways, keep_trained, newest_checkpoint, restore
+from .sft import JsonlLog, Validate, asked, at_rest, both_ways, go_on_from, keep_trained, restore
 from .trace import parse
 
 # %% ../nbs/09_grpo.ipynb #fdaa170a
@@ -323,15 +323,15 @@ def grpo(
     judge: Callable[[Answer], str] | None = None, # for a consistency that a judge reads
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder
-    "Train on rewards; started again with the same arguments, go on from the newest checkpoint."
+    "Train on rewards; started again alike, go on from the newest checkpoint; else `sft.go_on_from` raises."
     out, log, records = Path(out), JsonlLog(Path(out) / 'log.jsonl'), practised(records, settings.spoiled, seed)
-    rows = grpo_rows(records, settings.score_only_every, student)
     check_needs(rewards, [r.name for r in records], [r.std for r in records], any(r.damage for r in records),
                 settings.prompts_per_step, settings.scale_rewards)
+    newest = go_on_from(out, '.', student, records, seed, settings, rewards, how)
     set_tower(share_prompts(remember(student.model, len(records) + len(val or ()))), how.tower)
     reader, slow = consistency_reader(student, records, rewards, out, judge)
+    rows, (functions, weights) = grpo_rows(records, settings.score_only_every, student), trl_rewards(rewards, reader)
     audit(student, rows, settings.max_completion_length, out)
-    newest, (functions, weights) = newest_checkpoint(out), trl_rewards(rewards, reader)
     look = lambda one: preflight(one, rows.select(range(len(records))), settings, rewards, seed, reader=reader)
     trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),

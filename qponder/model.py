@@ -15,19 +15,21 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor
            'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config',
            'Student', 'build_nano', 'tiny_student', 'standardise', 'question_text', 'encode', 'lengthen', 'reread',
            'end_tokens', 'read_generation', 'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place',
-           'expect_spelt', 'generate_batch', 'generate', 'no_bars', 'save_student', 'plain_generation', 'check_opening',
-           'load_student', 'best_device', 'load_to_rate', 'release']
+           'expect_spelt', 'generate_batch', 'drawing', 'generate', 'no_bars', 'save_student', 'plain_generation',
+           'check_opening', 'load_student', 'best_device', 'load_to_rate', 'release']
 
 # %% ../nbs/06_model.ipynb #1924827d
 import hashlib, json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 
 import psutil
 import torch
+from fastcore.basics import chunked
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -39,9 +41,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 from transformers.utils import logging
 
-from .fast import (SCORES, Generation, asked_as, check_policy, checkpoint, expect, expect_level, fast_bf16,
-                          keep_memory, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
-                          score_token_ids, verdict_of)
+from .fast import (SCORES, Generation, as_source, asked_as, check_policy, checkpoint, expect, expect_level,
+                          fast_bf16, keep_memory, level_token_ids, policy_of, reads_levels, rename_attention,
+                          score_next, score_token_ids, verdict_of)
 from .processes import in_parts, place
 from .scale import QPonderError, check_range
 from .trace import Trace, messages, parse, render, student_prompt
@@ -117,9 +119,13 @@ def tensor_hash(
 
 # %% ../nbs/06_model.ipynb #6a972b80
 class MemoTower(Dinov2Model):
-    "A frozen DINOv2 that looks at each photo once, whoever asks: rollouts, epochs, passes."
+    "A frozen DINOv2 that looks at each photo once, whoever asks; `load_state_dict` makes it forget."
     memo_size = 64 # photos remembered, about 0.8 MB each at 224 px with four layers tapped
     memo_room = 4e9 # bytes that they may take
+
+    def _load_from_state_dict(self, *args):
+        self.memo = {}
+        super()._load_from_state_dict(*args)
 
     def see(self, pixels: torch.Tensor, layers: list[int], **kwargs) -> torch.Tensor:
         "The tapped `layers` of each photo, (photos, layers, tokens, width)."
@@ -132,7 +138,7 @@ class MemoTower(Dinov2Model):
         if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
             return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
         memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
-        keys = [tensor_hash(p) for p in pixel_values]
+        keys = [(tensor_hash(p), *layers) for p in pixel_values]
         new = {k: i for i, k in enumerate(keys) if k not in memo}
         found = {k: memo[k] for k in keys if k in memo}
         if new: found |= zip(new, self.see(pixel_values[list(new.values())], layers, **kwargs))
@@ -535,6 +541,18 @@ def generate_batch(
     else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 
+# %% ../nbs/06_model.ipynb #2e157257
+_DRAWS = RLock()
+
+@contextmanager
+def drawing(
+    seed: int, # of what is drawn
+) -> Iterator[None]:
+    "Seed PyTorch's one generator for a while, one thread after the other."
+    with _DRAWS, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
 # %% ../nbs/06_model.ipynb #1ca2c26a
 def generate(
     student: Student, # who is asked
@@ -546,12 +564,13 @@ def generate(
     max_new_tokens: int | None = None, # None: what the checkpoint says
     batch_size: int = 16, # photos at a time
 ) -> list[Generation]: # in the order of the photos
-    "One answer per photo; greedy, hence repeatable, unless `sample`."
-    images = list(images)
-    with torch.random.fork_rng(enabled=sample):
-        if sample: torch.manual_seed(seed)
-        return [g for i in range(0, len(images), batch_size)
-                for g in generate_batch(student, images[i:i + batch_size], mode, sample, temperature, max_new_tokens)]
+    "One answer per photo; greedy, hence repeatable, unless `sample`: then it hangs on `seed` and on the whole batch."
+    some, training = chunked(images, batch_size), student.model.training
+    try:
+        with drawing(seed) if sample else nullcontext():
+            return [g for few in some
+                    for g in generate_batch(student, few, mode, sample, temperature, max_new_tokens)]
+    finally: student.model.train(training)
 
 # %% ../nbs/06_model.ipynb #b888ada7
 @contextmanager
@@ -608,11 +627,11 @@ def load_student(
 ) -> Student:
     "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."
     keep_memory()
-    folder = checkpoint(name)
+    source = as_source(folder := checkpoint(name))
     how = {'dtype': torch.float32, 'output_loading_info': True} | how
     try:
-        with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(folder, **how)
-        processor = by_pil(AutoProcessor.from_pretrained(folder))
+        with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(source, **how)
+        processor = by_pil(AutoProcessor.from_pretrained(source))
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as e:
         raise QPonderError(f'{name}: no student could be loaded ({e}). Give a name that ships with qponder, '
                            'a folder that save_student wrote, or a hub id while online.') from e

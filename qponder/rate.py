@@ -10,7 +10,7 @@ A rating holds what the student said, or says that nothing could be read. It nev
 
 # %% auto #0
 __all__ = ['PHOTOS', 'Rating', 'headline', 'standing', 'word_of', 'read_rating', 'Rater', 'in_small', 'Sight', 'try_open',
-           'rate_seen', 'rate_many', 'find_photos', 'compare', 'sample_scores']
+           'rate_seen', 'several', 'rate_many', 'find_photos', 'compare', 'sample_scores']
 
 # %% ../nbs/11_rate.ipynb #e7c3a643
 import json
@@ -27,7 +27,7 @@ from fastcore.basics import chunked, patch
 from PIL import Image
 
 from .fast import SCORES, Generation, answer, checkpoint, fit, is_nano, load_nano, policy_of
-from .photo import ImageError, img_html, open_image, upright
+from .photo import Photo, img_html, open_image, open_photo
 from .scale import HIGH, LOW, QPonderError, level, level_bounds
 from .trace import claims, parse
 
@@ -121,7 +121,7 @@ class Rater:
         device: str = 'cpu', # where it works
         size: int = 0, # side at which nano looks at photos, pixels, fewer are faster; 0: as it was trained
     ):
-        self.name, self.device, folder = str(model), device, checkpoint(model)
+        self.model, self.name, self.device, self.size, folder = model, str(model), device, size, checkpoint(model)
         self.nano = load_nano(folder, size=size) if device == 'cpu' and is_nano(folder) else None
         if size and not self.nano: raise QPonderError(f'{model}: only nano, on a CPU, takes a size: leave it out')
         if not self.nano: self.student
@@ -130,7 +130,10 @@ class Rater:
     def student(self) -> Any: # a `model.Student`
         "The model in its stock classes"
         from qponder.model import load_to_rate
-        return load_to_rate(self.name, self.device)
+        student = load_to_rate(self.model, self.device)
+        if not self.size: return student
+        from qponder.see import wider
+        return wider(student, self.size)
 
     @property
     def least(self) -> int | None: # pixels; None: all that the file has
@@ -143,11 +146,12 @@ class Rater:
         size = (policy_of(self.nano.pixels) if self.nano else self.student.policy).get('size', {})
         return f'{size["width"]}x{size["height"]}' if 'width' in size else json.dumps(size)
 
-    @property
-    def population(self) -> list[float] | None: # see `read_rating`; None for a student that does not remember
-        "Percentiles of the scores among its training photos"
-        config = self.nano.parts['config'] if self.nano else vars(self.student.model.config)
-        return config.get('score_percentiles')
+# %% ../nbs/11_rate.ipynb #c1f48b1c
+@patch(as_prop=True)
+def population(self: Rater) -> list[float] | None: # see `read_rating`; None for a student that does not remember
+    "Percentiles of the scores among its training photos"
+    config = self.nano.parts['config'] if self.nano else vars(self.student.model.config)
+    return config.get('score_percentiles')
 
 # %% ../nbs/11_rate.ipynb #acdf77b4
 @patch
@@ -203,14 +207,12 @@ def rate_sights(self: Rater,
 # %% ../nbs/11_rate.ipynb #83bbbcdf
 @patch
 def rate(self: Rater,
-    photo: str | Path | Image.Image, # a file, or a picture in memory
+    photo: Photo, # a path, a file's bytes, an open binary file, a PIL picture, or uint8 (height, width, 3) in RGB
     reasons: bool = True, # False: the bare score
 ) -> Rating:
     "Rate one photo. Raises ImageError, naming the file and what is wrong with it"
-    memory = isinstance(photo, Image.Image)
-    if not (memory or isinstance(photo, (str, Path))): raise ImageError(f'{type(photo)}: give a file or a PIL picture')
-    image = upright(photo) if memory else open_image(photo, self.least)
-    return self.rate_sights([self.look(image, '' if memory else photo)], reasons)[0]
+    path = photo if isinstance(photo, (str, Path)) else ''
+    return self.rate_sights([self.look(open_photo(photo, self.least), path)], reasons)[0]
 
 # %% ../nbs/11_rate.ipynb #3c8c8250
 def try_open(
@@ -232,15 +234,22 @@ def rate_seen(
     rated = iter(rater.rate_sights([s for s in seen if isinstance(s, Sight)], reasons))
     return [next(rated) if isinstance(s, Sight) else s for s in seen]
 
+# %% ../nbs/11_rate.ipynb #3fcd51d1
+def several(
+    places: Iterable[str | Path] | str | Path, # any number, or one
+) -> Iterable[str | Path]:
+    "A place by itself is a list of one, not of its letters"
+    return [places] if isinstance(places, (str, Path)) else places
+
 # %% ../nbs/11_rate.ipynb #016d3ec6
 def rate_many(
     rater: Rater, # who rates
-    paths: Iterable[str | Path], # photos, any number
+    paths: Iterable[str | Path] | str | Path, # photos, any number, or one
     reasons: bool = True, # False: bare scores
     batch_size: int = 16, # photos at a time
 ) -> Iterator[Rating]: # one per path, in their order, as soon as each batch is done
     "Rate photos; a bad file is a row of status 'unreadable'"
-    for some in chunked(paths, batch_size):
+    for some in chunked(several(paths), batch_size):
         with ThreadPoolExecutor() as pool: seen = list(pool.map(partial(try_open, rater), some))
         yield from rate_seen(rater, seen, reasons)
 
@@ -249,12 +258,12 @@ PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2 .avif'.split
 
 # %% ../nbs/11_rate.ipynb #0e53d324
 def find_photos(
-    places: Iterable[str | Path], # files and folders
+    places: Iterable[str | Path] | str | Path, # files and folders, or one of them
 ) -> list[Path]: # files as they are given; folders as the photos in and below them
     "Where the photos are. Raises QPonderError for a folder without any"
     found = []
     photo = lambda p: p.suffix.lower() in PHOTOS and p.is_file() and not p.name.startswith('.')
-    for place in places:
+    for place in several(places):
         if not str(place): raise QPonderError('an empty name is no photo: name a file or a folder')
         place = Path(place)
         inside = sorted(filter(photo, place.rglob('*'))) if place.is_dir() else [place]
@@ -265,8 +274,8 @@ def find_photos(
 # %% ../nbs/11_rate.ipynb #c1c3cde0
 def compare(
     rater: Rater, # who rates
-    first: str | Path | Image.Image, # a photo
-    second: str | Path | Image.Image, # another
+    first: Photo, # as for `rate`
+    second: Photo, # another
     tie: float = .1, # scores closer than this are a tie, points on 1-5
 ) -> tuple[str, Rating, Rating]: # 'first', 'second' or 'tie', and both ratings
     "Which of two photos is better? Raises QPonderError if one of them has no score"
@@ -279,12 +288,12 @@ def compare(
 # %% ../nbs/11_rate.ipynb #0750d03b
 def sample_scores(
     rater: Rater, # who rates
-    image: Image.Image, # RGB
+    image: Photo, # as for `rate`
     n: int = 8, # answers to draw
     seed: int = 0, # of the draw
 ) -> tuple[float | None, float | None, int]: # mean and standard deviation, 1-5, and how many were readable
-    "Draw several answers to one photo"
+    "Draw several answers to one photo; the same `n` and `seed` draw the same"
     from qponder.model import generate
-    answers = generate(rater.student, [image] * n, sample=True, seed=seed)
+    answers = generate(rater.student, [open_photo(image)] * n, sample=True, seed=seed)
     scores = [s for a in answers if (s := parse(a.text, a.finished).score) is not None]
     return (float(np.mean(scores)), float(np.std(scores)), len(scores)) if scores else (None, None, 0)

@@ -398,9 +398,9 @@ def student_sha(
     name: str, # as in the settings
 ) -> str: # 16 hex digits; '' for a hub id, whose weights do not lie here
     "A hash of the student that everything begins with"
-    from qponder.photo import ASSETS
-    folder = next((p for p in (ASSETS / name, Path(name)) if p.is_dir()), None)
-    return sha(folder) if folder else ''
+    from qponder.fast import checkpoint
+    folder = checkpoint(name)
+    return sha(folder) if folder.is_dir() else ''
 
 # %% ../nbs/13_run.ipynb #6d6b6552
 def inputs(
@@ -727,13 +727,13 @@ def check_student(
     run: Run, # settings
 ) -> None:
     "`QPonderError` if there is no such student, unless its cold start is finished"
-    from qponder.fast import checkpoint
+    from qponder.fast import as_source, checkpoint
     from qponder.see import check_tower
     from transformers import AutoConfig
     if is_done(run, 'cold-start'): return
     name = run.settings.common.student
     source = checkpoint(name)
-    try: config = AutoConfig.from_pretrained(source)
+    try: config = AutoConfig.from_pretrained(as_source(source))
     except (OSError, ValueError) as e:
         why = 'its config.json is missing or damaged' if source.is_dir() else 'it is not here, nor can it be fetched'
         raise QPonderError(f'student = {name}: {why}; give a name that ships with qponder, a folder with a model, '

@@ -34,7 +34,7 @@ from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer
 from .degrade import DEGRADATIONS, random_damage
 from .model import ImagePolicy, Student, fast_bf16, image_processor
 from .scale import QPonderError, check_range, percentile
-from .sft import JsonlLog, newest_checkpoint, open_rows
+from .sft import JsonlLog, go_on_from, open_rows
 from .trace import FAULTS
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
@@ -309,13 +309,13 @@ def see(
     seed: int = 0, # of the order of photos
     progress: bool = False, # show a progress bar
 ) -> Student: # with the judge's tower and its hints
-    "Train the tower; started again with the same arguments, go on from the newest checkpoint, or take what is there."
-    out, student = Path(out), wider(student, settings.size)
+    "Train the tower; started again alike, go on or take what is there; else `sft.go_on_from` raises."
+    out, student, names = Path(out), wider(student, settings.size), [Path(p).name for p in rows['path']]
     log, done = JsonlLog(out / 'log.jsonl'), out / 'judge.safetensors'
+    newest = go_on_from(out, 'checkpoints', student, zip(names, rows['score']), seed, settings)
     judge = Judge(open_tower(student), student.model.config.vision_feature_layer)
     if not done.exists():
         torch.manual_seed(seed)
-        newest = newest_checkpoint(out / 'checkpoints')
         given = partial(judged_rows, student=student, among=rows['score'])
         if not newest: appoint(judge, given(rows), settings.ridge)
         watch = WatchJudge(judge, given(val) if val is not None else None, settings.eval_every, log)

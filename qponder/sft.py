@@ -12,15 +12,16 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'order_terms', 'word_loss', 'number',
            'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
-           'restore', 'sft_config', 'population', 'loss_terms', 'word_terms', 'LabelCollator', 'TraceTrainer',
-           'keep_trained', 'teaching', 'cold_start']
+           'beginning', 'go_on_from', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms',
+           'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -385,6 +386,38 @@ def newest_checkpoint(
     whole = [p.parent for p in Path(folder).glob('checkpoint-*/trainer_state.json')]
     return max(whole, key=lambda p: int(p.name.split('-')[1]), default=None)
 
+# %% ../nbs/08_sft.ipynb #e2ef3954
+def beginning(
+    student: Student, # who is trained
+    lessons: Iterable[object], # what it learns from, in order; their `repr` has to say all
+    seed: int, # of the training
+    *settings: object, # dataclasses
+) -> dict[str, object]: # name -> value, as JSON keeps them
+    "All that decides the outcome of a training, but the weights and the photos' pixels."
+    text = student.model.config.get_text_config()
+    shape = [getattr(text, k, None) for k in ('model_type', 'hidden_size', 'num_hidden_layers', 'vocab_size')]
+    said = sha256('\n'.join(map(repr, lessons)).encode()).hexdigest()[:16]
+    about = dict(student=[Path(student.name).name, *shape], policy=student.policy, lessons=said, seed=seed)
+    return json.loads(json.dumps(about | {f'{type(s).__name__}.{k}': v for s in settings for k, v in vars(s).items()}))
+
+# %% ../nbs/08_sft.ipynb #4907bd45
+def go_on_from(
+    out: str | Path, # folder of a training, made if need be
+    kept: str, # where in it the checkpoints are
+    *begun: object, # arguments of `beginning`, which are kept in begun.json
+) -> Path | None: # the newest checkpoint; None where there is nothing to go on with
+    "Where a training goes on. `QPonderError` if what lies there, checkpoints or another result, began otherwise."
+    out, now, newest = Path(out), beginning(*begun), newest_checkpoint(Path(out) / kept)
+    found, note = newest or [*out.glob('own-*.jsonl'), *out.glob('judge.safetensors')], out / 'begun.json'
+    old = json.loads(note.read_text(encoding='utf-8')) if found and note.exists() else {}
+    for k in (k for k in now if k in old and old[k] != now[k]):
+        raise QPonderError(f'{out}: the training that lies there began with {k} = {old[k]}, now {k} = {now[k]}: give '
+                           'another folder, or delete this one; begun as it was, it goes on')
+    if not found and is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(now, indent=1) + '\n', encoding='utf-8')
+    return newest
+
 # %% ../nbs/08_sft.ipynb #c49417ef
 def restore(
     student: Student, # its weights are replaced in place
@@ -518,8 +551,8 @@ def cold_start(
     progress: bool = False, # show a progress bar
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
-    "Teach `student` the traces; started again with the same arguments, go on from the newest checkpoint."
-    out = Path(out)
+    "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `go_on_from` raises."
+    out, newest = Path(out), go_on_from(out, 'checkpoints', student, records, seed, settings, how)
     student.model.config.score_percentiles = population(records)
     if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
@@ -532,6 +565,6 @@ def cold_start(
         processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)], **taught)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=restore(student, newest_checkpoint(out / 'checkpoints')))
+    trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)
 

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from qponder.fast import answer, checkpoint, is_nano, load_nano
 from qponder.model import Student, generate, load_student, release, save_student, tiny_student
-from qponder.photo import open_image, pristine
+from qponder.photo import ASSETS, open_image, pristine
 from qponder.rate import Rater
+from qponder.run import student_sha
 from qponder.scale import QPonderError
 
 HEAVY = 'transformers', 'datasets', 'pandas', 'scipy', 'torchvision', 'matplotlib', 'torch._dynamo'
@@ -140,3 +142,23 @@ def test_only_a_nano_on_the_cpu_goes_this_way(folder):
     assert Rater(folder).nano and 'student' not in vars(Rater(folder))
     change(folder/'config.json', text_config__use_sliding_window=True)
     assert Rater(folder).nano is None
+
+
+def test_a_folder_is_not_replaced_by_a_student_that_ships(tmp_path, monkeypatch):
+    "Design: the bare word ships, in every working folder; whoever means a folder of that name says so"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint('nano-base'), 'nano')
+    other = student_sha('nano-base')
+    for mine in ('./nano', Path('nano'), Path('nano').resolve(), str(Path('nano').resolve()), 'nano/'):
+        assert checkpoint(mine).resolve() == tmp_path/'nano'
+    assert student_sha('./nano') == other != student_sha('nano')
+    assert checkpoint('nano').parent == ASSETS and Rater().nano.parts == load_nano('nano').parts
+    mine = Rater(Path('nano')) # on the stock classes, too
+    assert mine.nano.parts == load_nano('nano-base').parts != Rater().nano.parts
+    assert 'score_percentiles' not in vars(mine.student.model.config)
+
+
+@pytest.mark.parametrize('name', ['kodak', 'livec_sample', Path('nano'), './nano'])
+def test_other_folders_of_the_package_are_no_students(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(QPonderError, match='no such folder'): checkpoint(name)

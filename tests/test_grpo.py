@@ -66,6 +66,9 @@ def test_stopped_and_continued_is_as_if_never_stopped(taught, tmp_path, ctrl_c):
     rewards = [[r['reward'] for r in read_rows(tmp_path/p/'log.jsonl') if 'reward' in r] for p in ('whole', 'parts')]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 4
     assert len(list((tmp_path/'whole').glob('completions/*'))) == 4
+    for other in (dict(seed=1), dict(records=RECORDS), dict(rewards=RewardSettings(w_format=.3))):
+        with pytest.raises(QPonderError, match='whole: the training that lies there began with'):
+            grpo(**dict(student=student(taught), records=photos, out=tmp_path/'whole', settings=how) | other)
 
 
 def test_learning_twice_from_the_same_rollouts_stopped_between_and_as_if_never_stopped(taught, tmp_path, ctrl_c):
@@ -145,7 +148,7 @@ def test_a_reward_that_lacks_something_stops_before_the_first_rollout(tmp_path, 
             (RewardSettings(w_damage=1), HOW, 'distill_spoiled'), (RewardSettings(uncertainty=1), HOW, 'scale_rewards'),
             (RewardSettings(consistency='judge'), HOW, 'served_model')):
         with pytest.raises(QPonderError, match=words): grpo(tiny_student(), RECORDS, tmp_path, settings, how)
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ['begun.json']
 
 
 def test_the_text_reader_needs_traces(tmp_path):

@@ -1,6 +1,7 @@
 "Students: the tower's two sources, batches, saving, the image policy, and loading without qponder."
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.fast import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
 from qponder.model import (ImagePolicy, MemoTower, Student, encode, generate, load_student, memory_of,
-                           read_onnx_tower, release, reread, save_student, share_prompts, tiny_student)
+                           read_onnx_tower, release, remember, reread, save_student, share_prompts, tiny_student)
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.scale import QPonderError
 from qponder.tiny import tiny_vlm
@@ -204,3 +205,29 @@ def test_prompts_are_not_shared_where_checkpointing_forgets_them(photos):
     sharing = share_prompts(deepcopy(tiny.model))
     sharing.gradient_checkpointing_enable()
     assert abs(sharing(**rows, labels=rows['input_ids']).loss - stock) < 1e-5
+
+
+def test_a_tower_forgets_what_it_saw_with_other_weights():
+    "After `see` a student used to be shown photos as they looked to its old tower"
+    student, other, photo = remember(tiny_student().model, 4), tiny_student(seed=7).model, torch.randn(1, 3, 56, 56)
+    look = lambda model, taps=[1, 2]: model.model.vision_tower(photo, output_hidden_states=taps).hidden_states[-1]
+    look(student)
+    student.load_state_dict(other.state_dict())
+    want = look(remember(other, 4))
+    assert torch.equal(look(student), want)
+    student.model.vision_tower.load_state_dict(tiny_student(seed=8).model.model.vision_tower.state_dict())
+    assert not torch.equal(look(student), want)
+    look(student, [1])
+    assert look(student, [1, 2]).shape == want.shape
+
+
+def test_threads_draw_what_one_draws_alone_and_training_goes_on():
+    student, photo = tiny_student(), open_image(pristine()[0])
+    draw = lambda seed: generate(student, [photo], sample=True, seed=seed, max_new_tokens=8)
+    alone = [draw(seed) for seed in (1, 2, 1, 3)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool: assert [*pool.map(draw, (1, 2, 1, 3))] == alone
+    assert alone[0] == alone[2] != alone[1] and torch.equal(before, torch.get_rng_state())
+    student.model.train()
+    generate(student, [photo], max_new_tokens=1)
+    assert student.model.training

@@ -1,7 +1,9 @@
 "Rating: one photo, many photos, bad photos, and answers that hold no score."
 import json
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -114,3 +116,51 @@ def test_folder_without_photos(tmp_path):
 def test_html_escapes_what_a_model_wrote():
     rating = Rating(reasoning='<script>')
     assert '<script>' not in rating._repr_html_()
+
+
+def test_whatever_holds_a_photo_is_rated_alike(rater):
+    photo = pristine()[2]
+    picture = open_image(photo)
+    given = photo, str(photo), photo.read_bytes(), BytesIO(photo.read_bytes()), picture, np.asarray(picture)
+    assert len({rater.rate(g, reasons=False).expected for g in given}) == 1
+    with photo.open('rb') as file: assert rater.rate(file).score == rater.rate(Image.open(photo)).score
+
+
+@pytest.mark.parametrize('wrong', [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 4), np.uint8), [[0]], None, 7,
+                                   np.zeros((40, 40, 3)), np.zeros((3, 40, 40), np.uint8)])
+def test_what_is_ambiguous_is_refused_and_the_message_names_what_is_taken(rater, wrong):
+    with pytest.raises(ImageError, match='give a path, bytes, an open binary file, a PIL picture, or an array'):
+        rater.rate(wrong)
+
+
+def test_pictures_that_cannot_be_read_are_image_errors(rater, tmp_path):
+    torn, whole = tmp_path/'torn.jpg', tmp_path/'whole.jpg'
+    open_image(pristine()[0]).save(whole)
+    torn.write_bytes(whole.read_bytes()[:20_000])
+    with Image.open(whole) as gone: pass
+    shut = Image.open(whole)
+    shut.close()
+    for wrong in (Image.open(torn), gone, shut):
+        with pytest.raises(ImageError, match=r'\.jpg: cannot be decoded'): rater.rate(wrong)
+    for wrong in (torn.read_bytes(), b'', BytesIO(b'no photo'), torn.open(encoding='latin1')):
+        with pytest.raises(ImageError, match='image in memory: '): rater.rate(wrong)
+
+
+def test_a_picture_of_32_bits_is_refused_rather_than_black(rater):
+    grey = np.asarray(open_image(pristine()[0]).convert('L')).astype(np.int32)
+    with pytest.raises(ImageError, match='32-bit pixels, which have no agreed white'): rater.rate(Image.fromarray(grey))
+
+
+def test_a_single_place_is_not_taken_apart(rater, tmp_path):
+    open_image(pristine()[0]).save(tmp_path/'a.jpg')
+    for place in (str(tmp_path), tmp_path, tmp_path/'a.jpg'): assert find_photos(place) == [tmp_path/'a.jpg']
+    for place in (tmp_path/'a.jpg', str(tmp_path/'a.jpg')):
+        assert [r.status for r in rate_many(rater, place, reasons=False)] == ['ok']
+    assert [r.status for r in rate_many(rater, iter([tmp_path/'a.jpg', 'gone.jpg']), False)] == ['ok', 'unreadable']
+
+
+def test_samples_are_drawn_at_the_size_that_was_asked_for():
+    small = Rater('nano', size=126)
+    drawn = sample_scores(small, pristine()[0], 2)
+    assert small.student.policy['size'] == {'height': 126, 'width': 126}
+    assert drawn == sample_scores(small, open_image(pristine()[0]), 2)

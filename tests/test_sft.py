@@ -1,4 +1,5 @@
 "Cold start: what the loss falls on, and stopping and going on."
+import shutil
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace as NS
@@ -6,13 +7,17 @@ from types import SimpleNamespace as NS
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from trl import SFTTrainer
 
 from qponder import sft
+from qponder.adapt import StudentSettings
 from qponder.distill import Record, read_rows
 from qponder.model import tiny_student
 from qponder.photo import pristine
+from qponder.run import sha
 from qponder.scale import QPonderError
+from qponder.see import wider
 from qponder.sft import SFTSettings, cold_start
 from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
@@ -116,3 +121,32 @@ def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
 @pytest.mark.parametrize('wrong', [dict(epochs=0), dict(learning_rate=-1), dict(batch_size=0), dict(score_sigma=0)])
 def test_impossible_settings(wrong):
     with pytest.raises(QPonderError, match=next(iter(wrong))): SFTSettings(**wrong)
+
+
+def other(name, **changed): return pytest.param(changed, id=name)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp('finished')
+    cold_start(tiny_student(), RECORDS, out, HOW)
+    return out
+
+
+@pytest.mark.parametrize('changed', [other('records', records=RECORDS[:1]), other('seed', seed=1),
+    other('settings', settings=replace(HOW, learning_rate=.1)), other('how', how=StudentSettings(tower='train')),
+    other('size', student=wider(tiny_student(), 70)), other('name', student=replace(tiny_student(), name='other'))])
+def test_a_folder_with_another_training_is_refused_and_left_alone(finished, changed):
+    "It used to train nothing and hand back the old student"
+    before, given = sha(finished), dict(student=tiny_student(), records=RECORDS, out=finished, settings=HOW)
+    with pytest.raises(QPonderError, match=f'{finished.name}: the training that lies there began with .* now '):
+        cold_start(**given | changed)
+    assert sha(finished) == before
+
+
+def test_a_training_from_before_begun_json_goes_on(finished, tmp_path):
+    shutil.copytree(finished, tmp_path/'old')
+    (tmp_path/'old'/'begun.json').unlink()
+    cold_start(tiny_student(seed=1), RECORDS, tmp_path/'old', HOW)
+    was, now = (load_file(f/'model'/'model.safetensors') for f in (finished, tmp_path/'old'))
+    assert same(was, now)
