@@ -358,6 +358,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qponder.evaluate.brisque_scores': ('evaluate.html#brisque_scores', 'qponder/evaluate.py'),
                                   'qponder.evaluate.brisque_svr': ('evaluate.html#brisque_svr', 'qponder/evaluate.py'),
                                   'qponder.evaluate.chain': ('evaluate.html#chain', 'qponder/evaluate.py'),
+                                  'qponder.evaluate.check_rows': ('evaluate.html#check_rows', 'qponder/evaluate.py'),
                                   'qponder.evaluate.compare': ('evaluate.html#compare', 'qponder/evaluate.py'),
                                   'qponder.evaluate.constant': ('evaluate.html#constant', 'qponder/evaluate.py'),
                                   'qponder.evaluate.evaluate': ('evaluate.html#evaluate', 'qponder/evaluate.py'),

@@ -10,7 +10,7 @@ A table is made from stored predictions and nothing else, so that anybody can ma
 
 # %% auto #0
 __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'paired_bootstrap', 'Logistic4',
-           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'resume', 'predict', 'constant',
+           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'check_rows', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
            'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
            'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
@@ -267,6 +267,21 @@ def _predict_batch(
         out.append(_read_answer(base, next(answers), faults, settings))
     return out
 
+# %% ../nbs/10_evaluate.ipynb #45dc0eed
+def check_rows(
+    rows: Iterable[Mapping[str, Any]], # path and score
+    stored: Mapping[str, Prediction], # path -> what the file holds of the same model and split
+    out: str | Path, # that file
+) -> None:
+    "`QPonderError` for a photo that is there twice, or that was asked about under another human score"
+    seen = set()
+    for path, score in ((r['path'], float(r['score'])) for r in rows):
+        if path in seen: raise QPonderError(f'{path}: two rows have this path; keep one, or give each a path of its own')
+        seen.add(path)
+        if (old := stored.get(path)) and abs(old.score - score) > 1e-6:
+            raise QPonderError(f'{path}: its human score is {score:g}, but {out} was written when it was {old.score:g}; '
+                               f'delete the lines of {old.model!r} there, or choose another file')
+
 # %% ../nbs/10_evaluate.ipynb #f4131d44
 def resume(
     make: Callable[[list], list[Prediction]], # a few rows -> their predictions
@@ -276,33 +291,34 @@ def resume(
     split: str, # train, val or test
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
-    "The predictions of all rows: those stored already, and new ones, stored as they come; photos are opened anew"
+    "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows as `check_rows` refuses them"
     mend(Path(out))
     stored = read_predictions(out) if Path(out).exists() else []
     kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]
     if len(kept) < len(stored): write_records(out, kept, 'w')
-    done = {(p.model, p.split, p.path): p for p in kept}
+    done = {p.path: p for p in kept if (p.model, p.split) == (model, split)}
     rows = list(_rows(rows))
-    todo = [r for r in rows if (model, split, r['path']) not in done]
+    check_rows(rows, done, out)
+    todo = [r for r in rows if r['path'] not in done]
     for i in range(0, len(todo), batch_size):
         new = make(todo[i:i + batch_size])
         write_records(out, new)
-        done |= {(model, split, p.path): p for p in new}
-    return [done[model, split, r['path']] for r in rows]
+        done |= {p.path: p for p in new}
+    return [done[r['path']] for r in rows]
 
 # %% ../nbs/10_evaluate.ipynb #b8cd7349
 def predict(
     student: Any, # who is asked, as `model.load_student` gives it
     rows: Iterable[Mapping[str, Any]], # a dataset or list with path, score and image
     out: str | Path, # predictions.jsonl, appended to
-    model: str = 'Q-Ponder', # the row's name in tables
+    model: str, # the row's name in tables; what `out` holds under this name and split is taken for its answers
     split: str = 'test', # train, val or test
     settings: RewardSettings = RewardSettings(), # as in training
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
     ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `model.generate`, greedy
     batch_size: int = 16, # photos at a time
 ) -> list[Prediction]: # one per row, in their order
-    "Ask a student about every photo it has not answered yet; resumable"
+    "Ask a student about every photo it has not answered yet; resumable. `QPonderError` as for `resume`"
     if ask is None: from qponder.model import generate as ask
     make = lambda some: _predict_batch(student, some, model, split, ask, settings, calibration)
     return resume(make, rows, out, model, split, batch_size)
@@ -510,7 +526,8 @@ def fit_on(
     which: Which = 'greedy', # the written score or the expected one
 ) -> Fitted | None: # None when there is nothing to fit: fewer than eight answers, or all the same
     "Fit the logistic curve on a declared split"
-    said, kept = values(predictions, which), [p for p in predictions if p.ok]
+    said = values(predictions, which)
+    kept = [p for p, score in zip(predictions, said) if not np.isnan(score)]
     said = said[~np.isnan(said)]
     if len(said) < 8 or np.ptp(said) < 1e-9: return None
     return Fitted(logistic4_fit(said, [p.score for p in kept]), kept[0].split, frozenset(p.path for p in kept))
