@@ -342,6 +342,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qponder.evaluate._mean': ('evaluate.html#_mean', 'qponder/evaluate.py'),
                                   'qponder.evaluate._measures_table': ('evaluate.html#_measures_table', 'qponder/evaluate.py'),
                                   'qponder.evaluate._moments': ('evaluate.html#_moments', 'qponder/evaluate.py'),
+                                  'qponder.evaluate._number': ('evaluate.html#_number', 'qponder/evaluate.py'),
                                   'qponder.evaluate._plain': ('evaluate.html#_plain', 'qponder/evaluate.py'),
                                   'qponder.evaluate._predict_batch': ('evaluate.html#_predict_batch', 'qponder/evaluate.py'),
                                   'qponder.evaluate._read_answer': ('evaluate.html#_read_answer', 'qponder/evaluate.py'),

@@ -17,7 +17,7 @@ __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interva
 
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -108,17 +108,28 @@ def _resamples(
     photos: int, # how many there are
     n: int, # how often to draw
     seed: int, # of the drawing
-) -> list[np.ndarray]: # index arrays (rows, photos), at most a million numbers each
-    "Draw photos with replacement, `n` times as many as there are"
-    rng, rows = np.random.default_rng(seed), max(1, 1_000_000 // max(photos, 1))
-    return [rng.integers(0, photos, (min(rows, n - i), photos)) for i in range(0, n, rows)]
+) -> Iterator[np.ndarray]: # `n` index arrays (photos,)
+    "Draw photos with replacement, as many as there are"
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, photos, photos) for _ in range(n))
 
 # %% ../nbs/10_evaluate.ipynb #fd2add05
-Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Metric = Callable[[np.ndarray, np.ndarray], float] # predicted and human scores, (photos,) each -> one number
+
+# %% ../nbs/10_evaluate.ipynb #44291804
+def _number(
+    fn: Metric, # any
+    pred: np.ndarray, # (photos,) predicted scores
+    target: np.ndarray, # (photos,) human scores
+) -> float: # NaN where it is undefined
+    "What a metric says; `QPonderError` if that is not one number"
+    found = np.asarray(fn(pred, target), dtype=float)
+    if found.size == 1: return found.item()
+    raise QPonderError(f'a metric gives one number for two arrays (photos,); this one gave an array of shape {found.shape}')
 
 # %% ../nbs/10_evaluate.ipynb #cb3d7e7a
 def bootstrap(
-    fn: Metric, # srcc, plcc, krcc, rmse, or anything else along the last axis
+    fn: Metric, # srcc, plcc, krcc, rmse, or one of your own
     pred: np.ndarray, # (photos,) predicted scores
     target: np.ndarray, # (photos,) human scores
     n: int = 1000, # resamples
@@ -127,12 +138,12 @@ def bootstrap(
     "A metric with its bootstrap interval (Efron and Tibshirani 1993, chapter 13); repeatable"
     pred, target = np.asarray(pred, dtype=float), np.asarray(target, dtype=float)
     if len(pred) < 3: return Interval(float('nan'))
-    draws = np.concatenate([fn(pred[i], target[i]) for i in _resamples(len(pred), n, seed)])
-    return _interval(fn(pred, target), draws)
+    draws = [_number(fn, pred[i], target[i]) for i in _resamples(len(pred), n, seed)]
+    return _interval(_number(fn, pred, target), np.array(draws))
 
 # %% ../nbs/10_evaluate.ipynb #c52d4682
 def paired_bootstrap(
-    fn: Metric, # a metric along the last axis
+    fn: Metric, # as for `bootstrap`
     one: np.ndarray, # (photos,) predictions of the first model
     other: np.ndarray, # (photos,) predictions of the second, same photos
     target: np.ndarray, # (photos,) human scores
@@ -140,11 +151,11 @@ def paired_bootstrap(
     seed: int = 0, # of the resampling
 ) -> Interval: # of metric(one) - metric(other)
     "How much better the first is than the second, with both judged on the same resamples"
-    both = np.stack([one, other, target], -1)
-    difference = lambda rows, _: fn(rows[..., 0], rows[..., 2]) - fn(rows[..., 1], rows[..., 2])
-    if len(both) < 3: return Interval(float('nan'))
-    draws = np.concatenate([difference(both[i], None) for i in _resamples(len(both), n, seed)])
-    return _interval(difference(both, None), draws)
+    one, other, target = (np.asarray(x, dtype=float) for x in (one, other, target))
+    difference = lambda i: _number(fn, one[i], target[i]) - _number(fn, other[i], target[i])
+    if len(target) < 3: return Interval(float('nan'))
+    draws = [difference(i) for i in _resamples(len(target), n, seed)]
+    return _interval(difference(slice(None)), np.array(draws))
 
 # %% ../nbs/10_evaluate.ipynb #fb8d746e
 @dataclass(frozen=True)
@@ -673,7 +684,7 @@ def tabulate(
 def compare(
     one: Sequence[Prediction], # of one model
     other: Sequence[Prediction], # of another one, on the same photos
-    fn: Metric = srcc, # a metric along the last axis
+    fn: Metric = srcc, # as for `bootstrap`
     which: Which = 'greedy', # the written score or the expected one
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling

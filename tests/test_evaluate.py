@@ -92,6 +92,26 @@ def test_bootstrap_is_that_of_one_resample_after_the_other():
     assert np.allclose([found.low, found.high], np.percentile(draws, (2.5, 97.5)))
 
 
+OTHERS = dict(scipy=lambda p, t: stats.spearmanr(p, t)[0], first_axis=lambda p, t: np.abs(p - t).mean(0),
+              whole=lambda p, t: float(((p - t) ** 2).mean()))
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_metric_of_ones_own_sees_one_resample_at_a_time(name):
+    "With as many resamples as photos, not even the shape would tell"
+    pred, target, fn = np.arange(20.), np.random.default_rng(3).permutation(20) * 1., OTHERS[name]
+    draws = [fn(pred[i], target[i]) for i in np.random.default_rng(0).integers(0, 20, (20, 20))]
+    found = bootstrap(fn, pred, target, n=20)
+    assert np.allclose([found.value, found.low, found.high], [fn(pred, target), *np.percentile(draws, (2.5, 97.5))])
+    pair = paired_bootstrap(fn, pred, pred[::-1], target, n=20)
+    other = [d - fn(pred[::-1][i], target[i]) for d, i in zip(draws, np.random.default_rng(0).integers(0, 20, (20, 20)))]
+    assert np.allclose([pair.low, pair.high], np.percentile(other, (2.5, 97.5)))
+
+
+def test_a_metric_that_gives_no_number_is_refused():
+    with pytest.raises(QPonderError, match=r'shape \(20,\)'): bootstrap(lambda p, t: p - t, np.arange(20.), np.arange(20.))
+
+
 @given(pairs)
 @settings(max_examples=30)
 def test_interval_is_in_order_and_within_the_possible(data):
