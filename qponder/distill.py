@@ -7,9 +7,9 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
            'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_lines', 'load_records',
-           'read_rows', 'write_records', 'fingerprint', 'teacher_seed', 'question', 'prompt_for', 'what_is_told',
-           'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers',
-           'examined', 'ahead', 'distill', 'keep_table']
+           'read_rows', 'write_records', 'fingerprint', 'teacher_seed', 'check_teacher', 'question', 'prompt_for',
+           'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial',
+           'Answers', 'examined', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -38,7 +38,7 @@ from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
 from .expert import EXPERT, damage_words, expert_prompt, fill
 from .marks import JUDGE, judge_prompt, read_marks
 from .measure import Calibration, default_calibration, degrees, measure
-from .photo import ImageError, open_image, photo_view
+from .photo import DAMAGE, ImageError, open_image, photo_view, upright
 from .scale import HIGH, LOW, QPonderError, check_range, level
 from .trace import (ASPECTS, FAULTS, FINE, Parsed, Prompt, Status, Trace, claims, parse, prompt_hash, render,
                            strip_numbers, well_formed)
@@ -58,7 +58,15 @@ class Request:
 
 # %% ../nbs/05_distill.ipynb #5d7d3956
 class Teacher(Protocol):
-    "Writes the trace of a photo, raw: parsing and judging are not its business"
+    """Writes the trace of a photo, raw: parsing and judging are not its business. Raises `Unanswered` for want of one.
+
+    It may also have these; in brackets, what is assumed if it has not:
+    `prompt` (None): the `trace.Prompt` that it answers; then it is sent no text, and works in English, told the score;
+    `seed` (0): an int that its words depend on;
+    `at_once` (1): how many questions may be put to it at a time, each in a thread of its own;
+    `calibration` (None): a `measure.Calibration` for the faults in its requests;
+    `told_faults` (True): whether its words depend on those faults, and so on `distill_tone`.
+    """
     name: str # identifies teacher and version in every record
 
     def __call__(self,
@@ -536,6 +544,27 @@ def teacher_seed(
     "The seed of a teacher's words"
     return getattr(teacher, 'seed', 0)
 
+# %% ../nbs/05_distill.ipynb #3acf3c7e
+def check_teacher(
+    teacher: Teacher, # any
+) -> None:
+    "`QPonderError` for a teacher without a name, or whose `prompt` is no `Prompt`"
+    if not isinstance(getattr(teacher, 'name', None), str):
+        raise QPonderError(f'a teacher needs a name for its records: give this {type(teacher).__name__} one')
+    if not isinstance(prompt := getattr(teacher, 'prompt', None), (Prompt, type(None))):
+        raise QPonderError(f'{teacher.name}: its prompt is a {type(prompt).__name__}; give a trace.Prompt(name, text), '
+                           'or leave it out to be sent the text')
+
+# %% ../nbs/05_distill.ipynb #5eab3692
+def _said(
+    teacher: Teacher, # or an examiner
+    request: Request, # what it is asked
+) -> str: # as it came
+    "A teacher's answer; `QPonderError` for one that is no text"
+    answer = teacher(request)
+    if isinstance(answer, str): return answer
+    raise QPonderError(f'{teacher.name} gave a {type(answer).__name__} for an answer: return text, or raise Unanswered')
+
 # %% ../nbs/05_distill.ipynb #84d4e3e9
 def question(
     sha: str, # the photo's pixels
@@ -551,14 +580,16 @@ def question(
 
 # %% ../nbs/05_distill.ipynb #c28d5b1c
 def _open(
-    row: Mapping[str, Any], # `image` (a photo, or stored bytes) or `path`
-) -> Image.Image | ImageError: # the photo, or why there is none
-    "Open the photo of a row"
-    image = row.get('image')
-    if isinstance(image, Image.Image): return image.convert('RGB')
-    stored = image.get('bytes') if isinstance(image, dict) else None
-    try: return open_image(BytesIO(stored) if stored else row['path'])
-    except ImageError as e: return e
+    row: Mapping[str, Any], # `path`; `image`, a photo or stored bytes as `datasets` keeps them, goes before it
+) -> Image.Image | ImageError: # the photo, RGB and upright, or why there is none
+    "Open the photo of a row; `QPonderError` for an `image` that is none"
+    path, image = row['path'], row.get('image')
+    if not isinstance(image, (Image.Image, dict, type(None))):
+        raise QPonderError(f'{path}: image is a {type(image).__name__}; give a PIL image, or none to open the path')
+    if isinstance(image, dict): image = image.get('bytes') and BytesIO(image['bytes'])
+    try: return upright(image) if isinstance(image, Image.Image) else open_image(image or path)
+    except ImageError as e: return ImageError(f'{path}, {e}') if image else e
+    except DAMAGE as e: return ImageError(f'{path}: cannot be decoded ({e}); fetch it again or remove it')
 
 # %% ../nbs/05_distill.ipynb #58913ccb
 def _rows(
@@ -658,13 +689,13 @@ def ask(
     prompt, known = prompt_for(row, teacher, settings), (about['distortion'], about['severity'])
     told, damage = what_is_told(row, prompt, settings)
     faults = faults_to_tell(row, image, teacher, settings)
-    try: text = '' if hasattr(teacher, 'prompt') else fill(prompt, told, damage=damage).text
+    try: text = '' if getattr(teacher, 'prompt', None) else fill(prompt, told, damage=damage).text
     except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no and '
                                                  'distill_label = teacher') from e
     if text and about['score'] is None and settings.label == 'human':
         raise QPonderError(f'{row["path"]}: nobody rated it, so there is no score to learn; leave it out, or set '
                            'distill_label = teacher')
-    raw = teacher(Request(image, row['path'], told, *known, faults, text))
+    raw = _said(teacher, Request(image, row['path'], told, *known, faults, text))
     return Record(path=row['path'], image_sha=image_sha(image), name=row.get('name') or '', **about, faults=faults,
                   raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt=prompt.name,
                   prompt_hash=prompt_hash(prompt))
@@ -747,7 +778,7 @@ def examined(
     lesson = Trace(record.reasoning, _target(record, settings))
     who = f'{examiner.name} {prompt_hash(JUDGE)} {lesson.score}'
     if record.examiner == who: return record
-    try: marks = examiner(Request(image, record.path, text=judge_prompt(lesson).text))
+    try: marks = _said(examiner, Request(image, record.path, text=judge_prompt(lesson).text))
     except Unanswered as e: return judge(replace(record, examiner='', marks='', note=str(e)), settings)
     return judge(replace(record, examiner=who, marks=marks, note=''), settings)
 
@@ -837,6 +868,7 @@ def distill(
     "Ask a teacher about every photo that it has not answered yet, here or before; resumable, nothing is asked twice"
     if settings.judge == 'none': examiner = None
     elif examiner is None: raise QPonderError("judge = 'served': distill needs an examiner to ask")
+    for who in filter(None, (teacher, examiner)): check_teacher(who)
     answers = Answers(Path(out)/'traces.jsonl', Trial(settings.trial), before=before)
     work = partial(_answer, teacher=teacher, settings=settings, answers=answers, examiner=examiner)
     at_once = max(getattr(who, 'at_once', 1) for who in (teacher, examiner))

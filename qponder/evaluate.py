@@ -125,7 +125,7 @@ def _number(
     "What a metric says; `QPonderError` if that is not one number"
     found = np.asarray(fn(pred, target), dtype=float)
     if found.size == 1: return found.item()
-    raise QPonderError(f'a metric gives one number for two arrays (photos,); this one gave an array of shape {found.shape}')
+    raise QPonderError(f'a metric gives one number for two arrays (photos,), this one an array of shape {found.shape}')
 
 # %% ../nbs/10_evaluate.ipynb #cb3d7e7a
 def bootstrap(
@@ -287,10 +287,10 @@ def check_rows(
     "`QPonderError` for a photo that is there twice, or that was asked about under another human score"
     seen = set()
     for path, score in ((r['path'], float(r['score'])) for r in rows):
-        if path in seen: raise QPonderError(f'{path}: two rows have this path; keep one, or give each a path of its own')
+        if path in seen: raise QPonderError(f'{path}: two rows have this path; keep one, or give each its own')
         seen.add(path)
         if (old := stored.get(path)) and abs(old.score - score) > 1e-6:
-            raise QPonderError(f'{path}: its human score is {score:g}, but {out} was written when it was {old.score:g}; '
+            raise QPonderError(f'{path}: its human score is {score:g}, and was {old.score:g} when {out} was written; '
                                f'delete the lines of {old.model!r} there, or choose another file')
 
 # %% ../nbs/10_evaluate.ipynb #f4131d44
@@ -302,7 +302,7 @@ def resume(
     split: str, # train, val or test
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
-    "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows as `check_rows` refuses them"
+    "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows that `check_rows` refuses"
     mend(Path(out))
     stored = read_predictions(out) if Path(out).exists() else []
     kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]

@@ -104,12 +104,13 @@ def test_a_metric_of_ones_own_sees_one_resample_at_a_time(name):
     found = bootstrap(fn, pred, target, n=20)
     assert np.allclose([found.value, found.low, found.high], [fn(pred, target), *np.percentile(draws, (2.5, 97.5))])
     pair = paired_bootstrap(fn, pred, pred[::-1], target, n=20)
-    other = [d - fn(pred[::-1][i], target[i]) for d, i in zip(draws, np.random.default_rng(0).integers(0, 20, (20, 20)))]
+    drawn = np.random.default_rng(0).integers(0, 20, (20, 20))
+    other = [d - fn(pred[::-1][i], target[i]) for d, i in zip(draws, drawn)]
     assert np.allclose([pair.low, pair.high], np.percentile(other, (2.5, 97.5)))
 
 
 def test_a_metric_that_gives_no_number_is_refused():
-    with pytest.raises(QPonderError, match=r'shape \(20,\)'): bootstrap(lambda p, t: p - t, np.arange(20.), np.arange(20.))
+    with pytest.raises(QPonderError, match=r'shape \(20,\)'): bootstrap(np.subtract, np.arange(20.), np.arange(20.))
 
 
 @given(pairs)
@@ -297,7 +298,7 @@ def test_a_photo_twice_or_under_another_score_is_refused_before_anybody_is_asked
     assert not asked and not file.exists()
     predict(None, rows[:2], file, 'm', ask=ask)
     corrected = [dict(rows[0], score=1.5), *rows[1:]]
-    with pytest.raises(QPonderError, match="0-0.png.*is 1.5, but .*p.jsonl.*'m'"):
+    with pytest.raises(QPonderError, match="0-0.png.*is 1.5, and was .*p.jsonl.*'m'"):
         predict(None, corrected, file, 'm', ask=ask)
     assert asked == [2] and len(read_predictions(file)) == 2
     for model, split in (('m', 'val'), ('other', 'test')):
