@@ -6,10 +6,10 @@
 __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request', 'Teacher', 'known_faults', 'tone', 'combine',
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
-           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_lines', 'load_records',
-           'read_rows', 'write_records', 'fingerprint', 'teacher_seed', 'check_teacher', 'question', 'prompt_for',
-           'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial',
-           'Answers', 'examined', 'ahead', 'distill', 'keep_table']
+           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
+           'load_records', 'read_rows', 'write_records', 'rewrite', 'fingerprint', 'teacher_seed', 'check_teacher',
+           'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask',
+           'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -18,6 +18,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -32,6 +33,9 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
+
+try: import fcntl
+except ImportError: fcntl = None # Windows
 
 from .chinese import is_chinese, units
 from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
@@ -460,15 +464,30 @@ def judge(
     failed = next((name for name, keep in FILTERS.items() if not keep(record, settings)), 'kept')
     return replace(record, verdict=failed, target=record.target if failed == 'kept' else None)
 
+# %% ../nbs/05_distill.ipynb #8e395a3a
+@contextmanager
+def held(
+    path: Path, # a file; made if it is missing
+) -> Iterator[None]:
+    "Keep other writers from a file for a moment; without effect on Windows, and on disks that know no locks"
+    if fcntl is None: yield; return
+    with open(path, 'a') as f:
+        with suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): yield; return
+    with held(path): yield # it was replaced while we waited
+
 # %% ../nbs/05_distill.ipynb #1635b132
 def mend(
     path: Path, # a JSONL file; may be missing
 ) -> int: # bytes cut off
-    "Remove a torn last line"
-    try: data = path.read_bytes() if path.exists() else b''
+    "Remove a torn last line, unless it is being written"
+    try:
+        if not path.exists() or path.read_bytes()[-1:] in (b'', b'\n'): return 0
+        with held(path):
+            data = path.read_bytes()
+            whole = data.rfind(b'\n') + 1
+            if whole < len(data): os.truncate(path, whole)
     except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); choose another folder') from e
-    whole = data.rfind(b'\n') + 1
-    if whole < len(data): os.truncate(path, whole)
     return len(data) - whole
 
 # %% ../nbs/05_distill.ipynb #d518f92d
@@ -514,21 +533,32 @@ def read_rows(
 # %% ../nbs/05_distill.ipynb #98f2ce68
 def write_records(
     path: Path, # a JSONL file
-    records: Iterable[Any], # dataclasses, a line for each
+    records: Iterable[Any], # dataclasses, a line for each; taken while the file is held
     mode: str = 'a', # 'a' appends, 'w' replaces the file
 ) -> None:
     "Write records and see them on the disk; `QPonderError` when there is no room or no right to"
     target = path if mode == 'a' else path.with_suffix('.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
-            for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
-            f.flush()
-            os.fsync(f.fileno())
-        if target != path: os.replace(target, path)
+        with held(path):
+            with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
+                for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
+                f.flush()
+                os.fsync(f.fileno())
+            if target != path: os.replace(target, path)
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '
                            'What was written before is kept') from e
+
+# %% ../nbs/05_distill.ipynb #833c443b
+def rewrite(
+    path: Path, # a JSONL file that exists
+    load: Callable[[Path], list], # such as `load_records`
+    change: Callable[[list], Iterable[Any]], # all records -> those to be kept
+) -> None:
+    "Replace a file's records by what `change` makes of them"
+    def changed(): yield from change(load(path)) # begun when the file is held
+    write_records(path, changed(), 'w')
 
 # %% ../nbs/05_distill.ipynb #77f29f3e
 def fingerprint(
@@ -730,9 +760,19 @@ class Trial:
         raise QPonderError(f'{said} kept ({counts}); {begins} Loosen these filters, which costs no new question, '
                            f'or ask another model; {on}')
 
+# %% ../nbs/05_distill.ipynb #bc01e4e3
+def newest(
+    records: Iterable[Record], # in the order in which they were written
+) -> dict[str, Record]: # by id
+    "The last record of each question; an answer is not undone by the want of one"
+    out = {}
+    for r in records:
+        if r.verdict != 'unanswered' or r.id not in out: out[r.id] = r
+    return out
+
 # %% ../nbs/05_distill.ipynb #85a0c665
 class Answers:
-    "What teachers have said so far, kept in a file to which several threads may add"
+    "What teachers have said so far, kept in a file to which several threads, and other processes, may add"
     def __init__(self,
         path: Path, # traces.jsonl; may be missing
         trial: Trial | None = None, # told of new answers; None: one that never ends
@@ -740,9 +780,10 @@ class Answers:
         before: Sequence[Path] = (), # such files of other settings; an answer in them is as good as one here
     ):
         for p in (path, *before): mend(p)
-        self.path, self.known = path, {r.id: r for r in load_records(path, kind)} if path.exists() else {}
+        self.path, self.load = path, partial(load_records, kind=kind)
+        self.known = newest(self.load(path)) if path.exists() else {}
         self.before = {r.id: r for p in before for r in load_records(p, kind) if r.verdict != 'unanswered'}
-        self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), False, trial or Trial(0)
+        self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), set(), trial or Trial(0)
 
     def only(self, key: str) -> Lock: # to be held while a question is asked
         "The lock of one question"
@@ -758,13 +799,21 @@ class Answers:
             old = self.known.get(record.id)
             new = old is None or 'unanswered' in {old.verdict, record.verdict} or old.marks != record.marks
             if new: write_records(self.path, [record])
-            self.rejudged |= old is not None and (new or old.verdict != record.verdict)
+            if old is not None and (new or old.verdict != record.verdict): self.rejudged.add(record.id)
             self.known[record.id] = record
         return record
 
+    def judged(self,
+        stored: Iterable[Record], # what the file holds
+    ) -> Iterator[Record]: # one for each question
+        "The file's records as they are judged now, but for answers that another process has added"
+        for r in newest(stored).values():
+            mine = self.known[r.id] if r.id in self.rejudged else r
+            yield mine if (mine.raw, mine.marks) == (r.raw, r.marks) else r
+
     def close(self) -> None:
         "Write the file anew if an answer was judged otherwise than before"
-        if self.rejudged: write_records(self.path, self.known.values(), 'w')
+        if self.rejudged: rewrite(self.path, self.load, self.judged)
 
 # %% ../nbs/05_distill.ipynb #9e1c1aaf
 def examined(

@@ -12,11 +12,12 @@ A table is made from stored predictions and nothing else, so that anybody can ma
 __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'paired_bootstrap', 'Logistic4',
            'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'check_rows', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
-           'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
+           'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'unique', 'tabulate', 'compare',
            'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -31,7 +32,7 @@ from scipy.special import gamma
 from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
-from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, write_records
+from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, rewrite, write_records
 from .measure import Calibration, features, measure
 from .photo import ImageError
 from .reward import RewardSettings, aspect_agreement, reward
@@ -293,6 +294,16 @@ def check_rows(
             raise QPonderError(f'{path}: its human score is {score:g}, and was {old.score:g} when {out} was written; '
                                f'delete the lines of {old.model!r} there, or choose another file')
 
+# %% ../nbs/10_evaluate.ipynb #0baa64e2
+def _lasting(
+    stored: Iterable[Prediction], # in the order in which they were written
+    model: str, # who is asked now
+    split: str, # train, val or test
+) -> list[Prediction]: # one for each model, split and photo
+    "What need not be asked again; photos of this model and split that could not be opened are left out"
+    kept = (p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable'))
+    return [*{(p.model, p.split, p.path): p for p in kept}.values()]
+
 # %% ../nbs/10_evaluate.ipynb #f4131d44
 def resume(
     make: Callable[[list], list[Prediction]], # a few rows -> their predictions
@@ -303,10 +314,10 @@ def resume(
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
     "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows that `check_rows` refuses"
-    mend(Path(out))
-    stored = read_predictions(out) if Path(out).exists() else []
-    kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]
-    if len(kept) < len(stored): write_records(out, kept, 'w')
+    mend(out := Path(out))
+    stored, keep = read_predictions(out) if out.exists() else [], partial(_lasting, model=model, split=split)
+    kept = keep(stored)
+    if len(kept) < len(stored): rewrite(out, read_predictions, keep)
     done = {p.path: p for p in kept if (p.model, p.split) == (model, split)}
     rows = list(_rows(rows))
     check_rows(rows, done, out)
@@ -661,6 +672,16 @@ class MetricTable:
 
     def __str__(self): return self._repr_markdown_()
 
+# %% ../nbs/10_evaluate.ipynb #3259edc5
+def unique(
+    predictions: Iterable[Prediction], # of any number of models
+) -> None:
+    "`QPonderError` for a photo that would count twice"
+    twice = Counter((p.path, p.model, p.split) for p in predictions).most_common(1)
+    if twice and twice[0][1] > 1:
+        (path, model, split), _ = twice[0]
+        raise QPonderError(f'{path}: two predictions by {model!r} for {split!r}; predict again, which keeps the last')
+
 # %% ../nbs/10_evaluate.ipynb #7b23a6c1
 def tabulate(
     predictions: Iterable[Prediction], # of any number of models, as from `read_predictions`
@@ -669,7 +690,8 @@ def tabulate(
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
 ) -> MetricTable: # models in the order in which they first appear
-    "The table of stored predictions"
+    "The table of stored predictions; `QPonderError` for two by one model of one photo"
+    unique(predictions := list(predictions))
     groups: dict[str, dict[str, list[Prediction]]] = {}
     for p in predictions: groups.setdefault(p.model, {}).setdefault(p.split, []).append(p)
     out = []

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from itertools import combinations, product
@@ -303,6 +304,33 @@ def test_an_answer_is_on_the_disk_before_the_next_is_asked_for(rows, tmp_path, m
     distill(rows, Counting(), tmp_path)
     ends = np.cumsum([len(line) for line in (tmp_path/'traces.jsonl').read_bytes().splitlines(keepends=True)])
     assert safe == [*ends, (tmp_path/'kept.jsonl').stat().st_size]
+
+
+def test_an_answer_of_another_process_is_not_lost_when_a_file_is_made_anew(tmp_path):
+    file, said = tmp_path/'traces.jsonl', lambda i, **how: Record(i, raw=f'paid {i}', **dict(verdict='kept') | how)
+    ours, theirs = module.Answers(file), module.Answers(file)
+    for r in (said('a'), said('b'), Record('c', verdict='unanswered')): ours.add(r)
+    theirs.add(said('c'))
+    ours.add(said('a', verdict='gap'))
+    marked = module.Answers(file)
+    marked.add(said('b', marks='paid for'))
+    ours.close()
+    assert {r.id: (r.raw, r.verdict, r.marks) for r in load_records(file)} == {
+        'a': ('paid a', 'gap', ''), 'b': ('paid b', 'kept', 'paid for'), 'c': ('paid c', 'kept', '')}
+    assert module.Answers(file).get('c').raw == 'paid c' and not [*tmp_path.glob('*.tmp')]
+
+
+@pytest.mark.skipif(module.fcntl is None, reason='no locks here')
+def test_several_who_write_one_file_lose_no_line(tmp_path):
+    "The lock belongs to an open file, so threads stand for processes here"
+    file, ids = tmp_path/'traces.jsonl', [f'{who}{i}' for i in range(15) for who in 'abc']
+    def write(id):
+        answers = module.Answers(file)
+        record = answers.add(Record(id, raw=id * 10_000, verdict='kept'))
+        answers.add(replace(record, verdict='gap'))
+        answers.close()
+    with ThreadPoolExecutor(3) as pool: list(pool.map(write, ids))
+    assert sorted((r.id, r.verdict, r.raw) for r in load_records(file)) == sorted((i, 'gap', i * 10_000) for i in ids)
 
 
 fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=Random(3))

@@ -480,6 +480,21 @@ def test_an_answer_without_an_expected_score_costs_the_table_nothing():
     assert (found.photos, found.failed, found.fitted_on) == (30, 1, '29 val') and not np.isnan(found.plcc_fitted.value)
 
 
+def test_a_line_that_two_processes_wrote_counts_once(tmp_path):
+    rows, file = photos(3), tmp_path / 'p.jsonl'
+    say = lambda score: lambda _, images: [answer(score) for _ in images]
+    def meanwhile(_, images):
+        predict(None, rows[1:], file, 'm', ask=say(4.))
+        predict(None, rows, file, 'other', ask=say(4.))
+        return say(2.)(_, images)
+    predict(None, rows, file, 'm', ask=meanwhile)
+    assert len(read_predictions(file)) == 8
+    with pytest.raises(QPonderError, match="0-1.png: two predictions by 'm' for 'test'.*again"):
+        tabulate(read_predictions(file), n=10)
+    assert [p.greedy for p in predict(None, rows, file, 'm', ask=None)] == [2.] * 3
+    assert [m.photos for m in tabulate(read_predictions(file), n=10).rows] == [3] * 4
+
+
 def test_fitted_remembers_only_readable_photos():
     p = predictions()
     assert isinstance(fit := fit_on([replace(p[0], status='no_answer', greedy=None), *p[1:]]), Fitted)
