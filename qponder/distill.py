@@ -6,10 +6,10 @@
 __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request', 'Teacher', 'known_faults', 'tone', 'combine',
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
            'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
-           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'mend', 'load_lines', 'load_records',
-           'read_rows', 'write_records', 'fingerprint', 'teacher_seed', 'question', 'prompt_for', 'what_is_told',
-           'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'Answers',
-           'examined', 'ahead', 'distill', 'keep_table']
+           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
+           'load_records', 'read_rows', 'write_records', 'rewrite', 'fingerprint', 'teacher_seed', 'check_teacher',
+           'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask',
+           'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -18,6 +18,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -33,12 +34,15 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
+try: import fcntl
+except ImportError: fcntl = None # Windows
+
 from .chinese import is_chinese, units
 from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
 from .expert import EXPERT, damage_words, expert_prompt, fill
 from .marks import JUDGE, judge_prompt, read_marks
 from .measure import Calibration, default_calibration, degrees, measure
-from .photo import ImageError, open_image, photo_view
+from .photo import DAMAGE, ImageError, open_image, photo_view, upright
 from .scale import HIGH, LOW, QPonderError, check_range, level
 from .trace import (ASPECTS, FAULTS, FINE, Parsed, Prompt, Status, Trace, claims, parse, prompt_hash, render,
                            strip_numbers, well_formed)
@@ -58,7 +62,15 @@ class Request:
 
 # %% ../nbs/05_distill.ipynb #5d7d3956
 class Teacher(Protocol):
-    "Writes the trace of a photo, raw: parsing and judging are not its business"
+    """Writes the trace of a photo, raw: parsing and judging are not its business. Raises `Unanswered` for want of one.
+
+    It may also have these; in brackets, what is assumed if it has not:
+    `prompt` (None): the `trace.Prompt` that it answers; then it is sent no text, and works in English, told the score;
+    `seed` (0): an int that its words depend on;
+    `at_once` (1): how many questions may be put to it at a time, each in a thread of its own;
+    `calibration` (None): a `measure.Calibration` for the faults in its requests;
+    `told_faults` (True): whether its words depend on those faults, and so on `distill_tone`.
+    """
     name: str # identifies teacher and version in every record
 
     def __call__(self,
@@ -452,15 +464,30 @@ def judge(
     failed = next((name for name, keep in FILTERS.items() if not keep(record, settings)), 'kept')
     return replace(record, verdict=failed, target=record.target if failed == 'kept' else None)
 
+# %% ../nbs/05_distill.ipynb #8e395a3a
+@contextmanager
+def held(
+    path: Path, # a file; made if it is missing
+) -> Iterator[None]:
+    "Keep other writers from a file for a moment; without effect on Windows, and on disks that know no locks"
+    if fcntl is None: yield; return
+    with open(path, 'a') as f:
+        with suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): yield; return
+    with held(path): yield # it was replaced while we waited
+
 # %% ../nbs/05_distill.ipynb #1635b132
 def mend(
     path: Path, # a JSONL file; may be missing
 ) -> int: # bytes cut off
-    "Remove a torn last line"
-    try: data = path.read_bytes() if path.exists() else b''
+    "Remove a torn last line, unless it is being written"
+    try:
+        if not path.exists() or path.read_bytes()[-1:] in (b'', b'\n'): return 0
+        with held(path):
+            data = path.read_bytes()
+            whole = data.rfind(b'\n') + 1
+            if whole < len(data): os.truncate(path, whole)
     except OSError as e: raise QPonderError(f'{path}: cannot be read ({e.strerror}); choose another folder') from e
-    whole = data.rfind(b'\n') + 1
-    if whole < len(data): os.truncate(path, whole)
     return len(data) - whole
 
 # %% ../nbs/05_distill.ipynb #d518f92d
@@ -506,21 +533,32 @@ def read_rows(
 # %% ../nbs/05_distill.ipynb #98f2ce68
 def write_records(
     path: Path, # a JSONL file
-    records: Iterable[Any], # dataclasses, a line for each
+    records: Iterable[Any], # dataclasses, a line for each; taken while the file is held
     mode: str = 'a', # 'a' appends, 'w' replaces the file
 ) -> None:
     "Write records and see them on the disk; `QPonderError` when there is no room or no right to"
     target = path if mode == 'a' else path.with_suffix('.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
-            for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
-            f.flush()
-            os.fsync(f.fileno())
-        if target != path: os.replace(target, path)
+        with held(path):
+            with open(target, mode, encoding='utf-8', errors='backslashreplace') as f:
+                for r in records: f.write(json.dumps(asdict(r), ensure_ascii=False, default=lambda x: x.item()) + '\n')
+                f.flush()
+                os.fsync(f.fileno())
+            if target != path: os.replace(target, path)
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '
                            'What was written before is kept') from e
+
+# %% ../nbs/05_distill.ipynb #833c443b
+def rewrite(
+    path: Path, # a JSONL file that exists
+    load: Callable[[Path], list], # such as `load_records`
+    change: Callable[[list], Iterable[Any]], # all records -> those to be kept
+) -> None:
+    "Replace a file's records by what `change` makes of them"
+    def changed(): yield from change(load(path)) # begun when the file is held
+    write_records(path, changed(), 'w')
 
 # %% ../nbs/05_distill.ipynb #77f29f3e
 def fingerprint(
@@ -535,6 +573,27 @@ def teacher_seed(
 ) -> int: # 0 for one that has none
     "The seed of a teacher's words"
     return getattr(teacher, 'seed', 0)
+
+# %% ../nbs/05_distill.ipynb #3acf3c7e
+def check_teacher(
+    teacher: Teacher, # any
+) -> None:
+    "`QPonderError` for a teacher without a name, or whose `prompt` is no `Prompt`"
+    if not isinstance(getattr(teacher, 'name', None), str):
+        raise QPonderError(f'a teacher needs a name for its records: give this {type(teacher).__name__} one')
+    if not isinstance(prompt := getattr(teacher, 'prompt', None), (Prompt, type(None))):
+        raise QPonderError(f'{teacher.name}: its prompt is a {type(prompt).__name__}; give a trace.Prompt(name, text), '
+                           'or leave it out to be sent the text')
+
+# %% ../nbs/05_distill.ipynb #5eab3692
+def _said(
+    teacher: Teacher, # or an examiner
+    request: Request, # what it is asked
+) -> str: # as it came
+    "A teacher's answer; `QPonderError` for one that is no text"
+    answer = teacher(request)
+    if isinstance(answer, str): return answer
+    raise QPonderError(f'{teacher.name} gave a {type(answer).__name__} for an answer: return text, or raise Unanswered')
 
 # %% ../nbs/05_distill.ipynb #84d4e3e9
 def question(
@@ -551,14 +610,16 @@ def question(
 
 # %% ../nbs/05_distill.ipynb #c28d5b1c
 def _open(
-    row: Mapping[str, Any], # `image` (a photo, or stored bytes) or `path`
-) -> Image.Image | ImageError: # the photo, or why there is none
-    "Open the photo of a row"
-    image = row.get('image')
-    if isinstance(image, Image.Image): return image.convert('RGB')
-    stored = image.get('bytes') if isinstance(image, dict) else None
-    try: return open_image(BytesIO(stored) if stored else row['path'])
-    except ImageError as e: return e
+    row: Mapping[str, Any], # `path`; `image`, a photo or stored bytes as `datasets` keeps them, goes before it
+) -> Image.Image | ImageError: # the photo, RGB and upright, or why there is none
+    "Open the photo of a row; `QPonderError` for an `image` that is none"
+    path, image = row['path'], row.get('image')
+    if not isinstance(image, (Image.Image, dict, type(None))):
+        raise QPonderError(f'{path}: image is a {type(image).__name__}; give a PIL image, or none to open the path')
+    if isinstance(image, dict): image = image.get('bytes') and BytesIO(image['bytes'])
+    try: return upright(image) if isinstance(image, Image.Image) else open_image(image or path)
+    except ImageError as e: return ImageError(f'{path}, {e}') if image else e
+    except DAMAGE as e: return ImageError(f'{path}: cannot be decoded ({e}); fetch it again or remove it')
 
 # %% ../nbs/05_distill.ipynb #58913ccb
 def _rows(
@@ -658,13 +719,13 @@ def ask(
     prompt, known = prompt_for(row, teacher, settings), (about['distortion'], about['severity'])
     told, damage = what_is_told(row, prompt, settings)
     faults = faults_to_tell(row, image, teacher, settings)
-    try: text = '' if hasattr(teacher, 'prompt') else fill(prompt, told, damage=damage).text
+    try: text = '' if getattr(teacher, 'prompt', None) else fill(prompt, told, damage=damage).text
     except QPonderError as e: raise QPonderError(f'{row["path"]}: {e}; leave it out, or set distill_tell = no and '
                                                  'distill_label = teacher') from e
     if text and about['score'] is None and settings.label == 'human':
         raise QPonderError(f'{row["path"]}: nobody rated it, so there is no score to learn; leave it out, or set '
                            'distill_label = teacher')
-    raw = teacher(Request(image, row['path'], told, *known, faults, text))
+    raw = _said(teacher, Request(image, row['path'], told, *known, faults, text))
     return Record(path=row['path'], image_sha=image_sha(image), name=row.get('name') or '', **about, faults=faults,
                   raw=raw, teacher=teacher.name, seed=teacher_seed(teacher), prompt=prompt.name,
                   prompt_hash=prompt_hash(prompt))
@@ -699,9 +760,19 @@ class Trial:
         raise QPonderError(f'{said} kept ({counts}); {begins} Loosen these filters, which costs no new question, '
                            f'or ask another model; {on}')
 
+# %% ../nbs/05_distill.ipynb #bc01e4e3
+def newest(
+    records: Iterable[Record], # in the order in which they were written
+) -> dict[str, Record]: # by id
+    "The last record of each question; an answer is not undone by the want of one"
+    out = {}
+    for r in records:
+        if r.verdict != 'unanswered' or r.id not in out: out[r.id] = r
+    return out
+
 # %% ../nbs/05_distill.ipynb #85a0c665
 class Answers:
-    "What teachers have said so far, kept in a file to which several threads may add"
+    "What teachers have said so far, kept in a file to which several threads, and other processes, may add"
     def __init__(self,
         path: Path, # traces.jsonl; may be missing
         trial: Trial | None = None, # told of new answers; None: one that never ends
@@ -709,9 +780,10 @@ class Answers:
         before: Sequence[Path] = (), # such files of other settings; an answer in them is as good as one here
     ):
         for p in (path, *before): mend(p)
-        self.path, self.known = path, {r.id: r for r in load_records(path, kind)} if path.exists() else {}
+        self.path, self.load = path, partial(load_records, kind=kind)
+        self.known = newest(self.load(path)) if path.exists() else {}
         self.before = {r.id: r for p in before for r in load_records(p, kind) if r.verdict != 'unanswered'}
-        self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), False, trial or Trial(0)
+        self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), set(), trial or Trial(0)
 
     def only(self, key: str) -> Lock: # to be held while a question is asked
         "The lock of one question"
@@ -727,13 +799,21 @@ class Answers:
             old = self.known.get(record.id)
             new = old is None or 'unanswered' in {old.verdict, record.verdict} or old.marks != record.marks
             if new: write_records(self.path, [record])
-            self.rejudged |= old is not None and (new or old.verdict != record.verdict)
+            if old is not None and (new or old.verdict != record.verdict): self.rejudged.add(record.id)
             self.known[record.id] = record
         return record
 
+    def judged(self,
+        stored: Iterable[Record], # what the file holds
+    ) -> Iterator[Record]: # one for each question
+        "The file's records as they are judged now, but for answers that another process has added"
+        for r in newest(stored).values():
+            mine = self.known[r.id] if r.id in self.rejudged else r
+            yield mine if (mine.raw, mine.marks) == (r.raw, r.marks) else r
+
     def close(self) -> None:
         "Write the file anew if an answer was judged otherwise than before"
-        if self.rejudged: write_records(self.path, self.known.values(), 'w')
+        if self.rejudged: rewrite(self.path, self.load, self.judged)
 
 # %% ../nbs/05_distill.ipynb #9e1c1aaf
 def examined(
@@ -747,7 +827,7 @@ def examined(
     lesson = Trace(record.reasoning, _target(record, settings))
     who = f'{examiner.name} {prompt_hash(JUDGE)} {lesson.score}'
     if record.examiner == who: return record
-    try: marks = examiner(Request(image, record.path, text=judge_prompt(lesson).text))
+    try: marks = _said(examiner, Request(image, record.path, text=judge_prompt(lesson).text))
     except Unanswered as e: return judge(replace(record, examiner='', marks='', note=str(e)), settings)
     return judge(replace(record, examiner=who, marks=marks, note=''), settings)
 
@@ -837,6 +917,7 @@ def distill(
     "Ask a teacher about every photo that it has not answered yet, here or before; resumable, nothing is asked twice"
     if settings.judge == 'none': examiner = None
     elif examiner is None: raise QPonderError("judge = 'served': distill needs an examiner to ask")
+    for who in filter(None, (teacher, examiner)): check_teacher(who)
     answers = Answers(Path(out)/'traces.jsonl', Trial(settings.trial), before=before)
     work = partial(_answer, teacher=teacher, settings=settings, answers=answers, examiner=examiner)
     at_once = max(getattr(who, 'at_once', 1) for who in (teacher, examiner))

@@ -10,14 +10,15 @@ A table is made from stored predictions and nothing else, so that anybody can ma
 
 # %% auto #0
 __all__ = ['Metric', 'Which', 'Scorer', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'paired_bootstrap', 'Logistic4',
-           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'resume', 'predict', 'constant',
+           'logistic4_fit', 'Prediction', 'values', 'read_predictions', 'check_rows', 'resume', 'predict', 'constant',
            'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr', 'score_with',
-           'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'tabulate', 'compare',
+           'Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'unique', 'tabulate', 'compare',
            'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #4df661c9
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from scipy.special import gamma
 from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
-from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, write_records
+from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, rewrite, write_records
 from .measure import Calibration, features, measure
 from .photo import ImageError
 from .reward import RewardSettings, aspect_agreement, reward
@@ -108,17 +109,28 @@ def _resamples(
     photos: int, # how many there are
     n: int, # how often to draw
     seed: int, # of the drawing
-) -> list[np.ndarray]: # index arrays (rows, photos), at most a million numbers each
-    "Draw photos with replacement, `n` times as many as there are"
-    rng, rows = np.random.default_rng(seed), max(1, 1_000_000 // max(photos, 1))
-    return [rng.integers(0, photos, (min(rows, n - i), photos)) for i in range(0, n, rows)]
+) -> Iterator[np.ndarray]: # `n` index arrays (photos,)
+    "Draw photos with replacement, as many as there are"
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, photos, photos) for _ in range(n))
 
 # %% ../nbs/10_evaluate.ipynb #fd2add05
-Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Metric = Callable[[np.ndarray, np.ndarray], float] # predicted and human scores, (photos,) each -> one number
+
+# %% ../nbs/10_evaluate.ipynb #44291804
+def _number(
+    fn: Metric, # any
+    pred: np.ndarray, # (photos,) predicted scores
+    target: np.ndarray, # (photos,) human scores
+) -> float: # NaN where it is undefined
+    "What a metric says; `QPonderError` if that is not one number"
+    found = np.asarray(fn(pred, target), dtype=float)
+    if found.size == 1: return found.item()
+    raise QPonderError(f'a metric gives one number for two arrays (photos,), this one an array of shape {found.shape}')
 
 # %% ../nbs/10_evaluate.ipynb #cb3d7e7a
 def bootstrap(
-    fn: Metric, # srcc, plcc, krcc, rmse, or anything else along the last axis
+    fn: Metric, # srcc, plcc, krcc, rmse, or one of your own
     pred: np.ndarray, # (photos,) predicted scores
     target: np.ndarray, # (photos,) human scores
     n: int = 1000, # resamples
@@ -127,12 +139,12 @@ def bootstrap(
     "A metric with its bootstrap interval (Efron and Tibshirani 1993, chapter 13); repeatable"
     pred, target = np.asarray(pred, dtype=float), np.asarray(target, dtype=float)
     if len(pred) < 3: return Interval(float('nan'))
-    draws = np.concatenate([fn(pred[i], target[i]) for i in _resamples(len(pred), n, seed)])
-    return _interval(fn(pred, target), draws)
+    draws = [_number(fn, pred[i], target[i]) for i in _resamples(len(pred), n, seed)]
+    return _interval(_number(fn, pred, target), np.array(draws))
 
 # %% ../nbs/10_evaluate.ipynb #c52d4682
 def paired_bootstrap(
-    fn: Metric, # a metric along the last axis
+    fn: Metric, # as for `bootstrap`
     one: np.ndarray, # (photos,) predictions of the first model
     other: np.ndarray, # (photos,) predictions of the second, same photos
     target: np.ndarray, # (photos,) human scores
@@ -140,11 +152,11 @@ def paired_bootstrap(
     seed: int = 0, # of the resampling
 ) -> Interval: # of metric(one) - metric(other)
     "How much better the first is than the second, with both judged on the same resamples"
-    both = np.stack([one, other, target], -1)
-    difference = lambda rows, _: fn(rows[..., 0], rows[..., 2]) - fn(rows[..., 1], rows[..., 2])
-    if len(both) < 3: return Interval(float('nan'))
-    draws = np.concatenate([difference(both[i], None) for i in _resamples(len(both), n, seed)])
-    return _interval(difference(both, None), draws)
+    one, other, target = (np.asarray(x, dtype=float) for x in (one, other, target))
+    difference = lambda i: _number(fn, one[i], target[i]) - _number(fn, other[i], target[i])
+    if len(target) < 3: return Interval(float('nan'))
+    draws = [difference(i) for i in _resamples(len(target), n, seed)]
+    return _interval(difference(slice(None)), np.array(draws))
 
 # %% ../nbs/10_evaluate.ipynb #fb8d746e
 @dataclass(frozen=True)
@@ -267,6 +279,31 @@ def _predict_batch(
         out.append(_read_answer(base, next(answers), faults, settings))
     return out
 
+# %% ../nbs/10_evaluate.ipynb #45dc0eed
+def check_rows(
+    rows: Iterable[Mapping[str, Any]], # path and score
+    stored: Mapping[str, Prediction], # path -> what the file holds of the same model and split
+    out: str | Path, # that file
+) -> None:
+    "`QPonderError` for a photo that is there twice, or that was asked about under another human score"
+    seen = set()
+    for path, score in ((r['path'], float(r['score'])) for r in rows):
+        if path in seen: raise QPonderError(f'{path}: two rows have this path; keep one, or give each its own')
+        seen.add(path)
+        if (old := stored.get(path)) and abs(old.score - score) > 1e-6:
+            raise QPonderError(f'{path}: its human score is {score:g}, and was {old.score:g} when {out} was written; '
+                               f'delete the lines of {old.model!r} there, or choose another file')
+
+# %% ../nbs/10_evaluate.ipynb #0baa64e2
+def _lasting(
+    stored: Iterable[Prediction], # in the order in which they were written
+    model: str, # who is asked now
+    split: str, # train, val or test
+) -> list[Prediction]: # one for each model, split and photo
+    "What need not be asked again; photos of this model and split that could not be opened are left out"
+    kept = (p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable'))
+    return [*{(p.model, p.split, p.path): p for p in kept}.values()]
+
 # %% ../nbs/10_evaluate.ipynb #f4131d44
 def resume(
     make: Callable[[list], list[Prediction]], # a few rows -> their predictions
@@ -276,33 +313,34 @@ def resume(
     split: str, # train, val or test
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
-    "The predictions of all rows: those stored already, and new ones, stored as they come; photos are opened anew"
-    mend(Path(out))
-    stored = read_predictions(out) if Path(out).exists() else []
-    kept = [p for p in stored if (p.model, p.split, p.status) != (model, split, 'unreadable')]
-    if len(kept) < len(stored): write_records(out, kept, 'w')
-    done = {(p.model, p.split, p.path): p for p in kept}
+    "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows that `check_rows` refuses"
+    mend(out := Path(out))
+    stored, keep = read_predictions(out) if out.exists() else [], partial(_lasting, model=model, split=split)
+    kept = keep(stored)
+    if len(kept) < len(stored): rewrite(out, read_predictions, keep)
+    done = {p.path: p for p in kept if (p.model, p.split) == (model, split)}
     rows = list(_rows(rows))
-    todo = [r for r in rows if (model, split, r['path']) not in done]
+    check_rows(rows, done, out)
+    todo = [r for r in rows if r['path'] not in done]
     for i in range(0, len(todo), batch_size):
         new = make(todo[i:i + batch_size])
         write_records(out, new)
-        done |= {(model, split, p.path): p for p in new}
-    return [done[model, split, r['path']] for r in rows]
+        done |= {p.path: p for p in new}
+    return [done[r['path']] for r in rows]
 
 # %% ../nbs/10_evaluate.ipynb #b8cd7349
 def predict(
     student: Any, # who is asked, as `model.load_student` gives it
     rows: Iterable[Mapping[str, Any]], # a dataset or list with path, score and image
     out: str | Path, # predictions.jsonl, appended to
-    model: str = 'Q-Ponder', # the row's name in tables
+    model: str, # the row's name in tables; what `out` holds under this name and split is taken for its answers
     split: str = 'test', # train, val or test
     settings: RewardSettings = RewardSettings(), # as in training
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
     ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `model.generate`, greedy
     batch_size: int = 16, # photos at a time
 ) -> list[Prediction]: # one per row, in their order
-    "Ask a student about every photo it has not answered yet; resumable"
+    "Ask a student about every photo it has not answered yet; resumable. `QPonderError` as for `resume`"
     if ask is None: from qponder.model import generate as ask
     make = lambda some: _predict_batch(student, some, model, split, ask, settings, calibration)
     return resume(make, rows, out, model, split, batch_size)
@@ -510,7 +548,8 @@ def fit_on(
     which: Which = 'greedy', # the written score or the expected one
 ) -> Fitted | None: # None when there is nothing to fit: fewer than eight answers, or all the same
     "Fit the logistic curve on a declared split"
-    said, kept = values(predictions, which), [p for p in predictions if p.ok]
+    said = values(predictions, which)
+    kept = [p for p, score in zip(predictions, said) if not np.isnan(score)]
     said = said[~np.isnan(said)]
     if len(said) < 8 or np.ptp(said) < 1e-9: return None
     return Fitted(logistic4_fit(said, [p.score for p in kept]), kept[0].split, frozenset(p.path for p in kept))
@@ -633,6 +672,16 @@ class MetricTable:
 
     def __str__(self): return self._repr_markdown_()
 
+# %% ../nbs/10_evaluate.ipynb #3259edc5
+def unique(
+    predictions: Iterable[Prediction], # of any number of models
+) -> None:
+    "`QPonderError` for a photo that would count twice"
+    twice = Counter((p.path, p.model, p.split) for p in predictions).most_common(1)
+    if twice and twice[0][1] > 1:
+        (path, model, split), _ = twice[0]
+        raise QPonderError(f'{path}: two predictions by {model!r} for {split!r}; predict again, which keeps the last')
+
 # %% ../nbs/10_evaluate.ipynb #7b23a6c1
 def tabulate(
     predictions: Iterable[Prediction], # of any number of models, as from `read_predictions`
@@ -641,7 +690,8 @@ def tabulate(
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
 ) -> MetricTable: # models in the order in which they first appear
-    "The table of stored predictions"
+    "The table of stored predictions; `QPonderError` for two by one model of one photo"
+    unique(predictions := list(predictions))
     groups: dict[str, dict[str, list[Prediction]]] = {}
     for p in predictions: groups.setdefault(p.model, {}).setdefault(p.split, []).append(p)
     out = []
@@ -656,7 +706,7 @@ def tabulate(
 def compare(
     one: Sequence[Prediction], # of one model
     other: Sequence[Prediction], # of another one, on the same photos
-    fn: Metric = srcc, # a metric along the last axis
+    fn: Metric = srcc, # as for `bootstrap`
     which: Which = 'greedy', # the written score or the expected one
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling

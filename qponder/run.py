@@ -285,13 +285,15 @@ def cut_parts(
     rows: Any, # a dataset with a `split` column
     common: Common, # shares and seed of our own cuts
 ) -> tuple[Any, Any, Any]: # training, validation and test rows
-    "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for other names"
+    "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for bad ones"
     from qponder.data import PARTS, cut_validation, wrong_parts
     if wrong := wrong_parts(rows['split']): raise QPonderError(f'{common.data}: {wrong[0][1]}')
     split = np.array(rows['split'], dtype=object)
     if set(split) == {None}: (train, test), val = cut_validation(rows, common.test_share, common.seed), ()
     else: train, val, test = (rows.select(np.flatnonzero(split == name)) for name in PARTS)
     if not len(val): train, val = cut_validation(train, common.val_share, common.seed)
+    for path, n in Counter([*val['path'], *test['path']]).most_common(1):
+        if n > 1: raise QPonderError(f'{common.data}: {path} is there {n} times among val and test; keep one')
     return train, val, test
 
 # %% ../nbs/13_run.ipynb #c51261cd

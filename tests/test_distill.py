@@ -2,7 +2,9 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from itertools import combinations, product
 from random import Random
 
@@ -209,6 +211,73 @@ def test_photo_in_memory_wins_over_its_path(rows, tmp_path):
     assert one.path == two.path and one.image_sha != two.image_sha
 
 
+def turned(image):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image.info['exif'] = exif.tobytes()
+    return image
+
+
+grey16 = Image.fromarray(np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16))
+glass = picture(3)
+glass.putalpha(Image.linear_gradient('L').resize((64, 64)))
+
+
+@pytest.mark.parametrize('image', [grey16, glass, turned(picture(3).crop((0, 0, 64, 30)))])
+def test_a_picture_in_memory_is_seen_as_it_is_in_a_file(tmp_path, image):
+    image.save(tmp_path/'x.png', exif=image.info.get('exif', b''))
+    row = dict(path=str(tmp_path/'x.png'))
+    filed, kept = module._open(row), module._open(row | dict(image=image))
+    assert kept.mode == 'RGB' and np.array_equal(filed, kept) and np.ptp(np.asarray(kept)) > 200
+    stored = module._open(row | dict(image=dict(bytes=(tmp_path/'x.png').read_bytes())))
+    assert np.array_equal(filed, stored)
+
+
+def test_a_picture_in_memory_that_cannot_be_judged_is_a_row(rows, tmp_path):
+    data = open(rows[0]['path'], 'rb').read()
+    bad = [picture(0, 8), Image.open(BytesIO(data[:len(data) // 2])), dict(bytes=b'nothing')]
+    records = distill([dict(path=f'{i}.png', image=x, score=3.) for i, x in enumerate(bad)], Counting(), tmp_path)
+    assert [r.verdict for r in records] == ['unreadable'] * 3
+    assert all(r.note.startswith(f'{i}.png') for i, r in enumerate(records)), [r.note for r in records]
+    for image in (data, np.asarray(picture(0)), rows[0]['path']):
+        with pytest.raises(QPonderError, match='0.png: image is a .*; give a PIL image'):
+            distill([dict(path='0.png', image=image, score=3.)], Counting(), tmp_path)
+
+
+def test_a_teacher_that_is_none_is_refused_before_it_is_asked(rows, tmp_path):
+    named, mute = Counting(), Counting()
+    named.prompt, mute.name = 'You are an expert.', None
+    for who, why in ((named, 'counting: its prompt is a str'), (mute, 'give this Counting one')):
+        with pytest.raises(QPonderError, match=why): distill(rows, who, tmp_path)
+        with pytest.raises(QPonderError, match=why): distill(rows, Counting(), tmp_path/'x', judged, who)
+        assert not who.asked
+    assert not (tmp_path/'traces.jsonl').exists()
+
+
+def test_a_teacher_without_a_prompt_is_sent_the_text(rows, tmp_path):
+    reader = Reader()
+    reader.prompt = None
+    distill(rows[:1], reader, tmp_path)
+    assert 'People rated' in reader.asked[0].text
+
+
+def test_an_answer_that_is_no_text_ends_a_run_and_costs_no_other_answer(rows, tmp_path):
+    class Broken(Counting):
+        def __call__(self, request): return super().__call__(request) if len(self.asked) < 2 else None
+    with pytest.raises(QPonderError, match='counting gave a NoneType'): distill(rows, Broken(), tmp_path)
+    assert len(load_records(tmp_path/'traces.jsonl')) == 2
+    with pytest.raises(QPonderError, match='judge gave a dict'):
+        distill(rows, Counting(), tmp_path, judged, Mapped())
+    assert [bool(r.raw) for r in load_records(tmp_path/'traces.jsonl')] == [True] * 2
+
+
+class Mapped:
+    "An examiner that gives its marks in another form"
+    name = 'judge'
+
+    def __call__(self, request): return dict(fidelity=5)
+
+
 def test_spoilt_store_and_unwritable_folder(rows, whole, tmp_path, monkeypatch):
     lines = whole[1].splitlines(keepends=True)
     (tmp_path/'traces.jsonl').write_bytes(lines[0] + b'{"spoilt\n' + lines[1])
@@ -235,6 +304,33 @@ def test_an_answer_is_on_the_disk_before_the_next_is_asked_for(rows, tmp_path, m
     distill(rows, Counting(), tmp_path)
     ends = np.cumsum([len(line) for line in (tmp_path/'traces.jsonl').read_bytes().splitlines(keepends=True)])
     assert safe == [*ends, (tmp_path/'kept.jsonl').stat().st_size]
+
+
+def test_an_answer_of_another_process_is_not_lost_when_a_file_is_made_anew(tmp_path):
+    file, said = tmp_path/'traces.jsonl', lambda i, **how: Record(i, raw=f'paid {i}', **dict(verdict='kept') | how)
+    ours, theirs = module.Answers(file), module.Answers(file)
+    for r in (said('a'), said('b'), Record('c', verdict='unanswered')): ours.add(r)
+    theirs.add(said('c'))
+    ours.add(said('a', verdict='gap'))
+    marked = module.Answers(file)
+    marked.add(said('b', marks='paid for'))
+    ours.close()
+    assert {r.id: (r.raw, r.verdict, r.marks) for r in load_records(file)} == {
+        'a': ('paid a', 'gap', ''), 'b': ('paid b', 'kept', 'paid for'), 'c': ('paid c', 'kept', '')}
+    assert module.Answers(file).get('c').raw == 'paid c' and not [*tmp_path.glob('*.tmp')]
+
+
+@pytest.mark.skipif(module.fcntl is None, reason='no locks here')
+def test_several_who_write_one_file_lose_no_line(tmp_path):
+    "The lock belongs to an open file, so threads stand for processes here"
+    file, ids = tmp_path/'traces.jsonl', [f'{who}{i}' for i in range(15) for who in 'abc']
+    def write(id):
+        answers = module.Answers(file)
+        record = answers.add(Record(id, raw=id * 10_000, verdict='kept'))
+        answers.add(replace(record, verdict='gap'))
+        answers.close()
+    with ThreadPoolExecutor(3) as pool: list(pool.map(write, ids))
+    assert sorted((r.id, r.verdict, r.raw) for r in load_records(file)) == sorted((i, 'gap', i * 10_000) for i in ids)
 
 
 fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=Random(3))

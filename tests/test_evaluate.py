@@ -92,6 +92,27 @@ def test_bootstrap_is_that_of_one_resample_after_the_other():
     assert np.allclose([found.low, found.high], np.percentile(draws, (2.5, 97.5)))
 
 
+OTHERS = dict(scipy=lambda p, t: stats.spearmanr(p, t)[0], first_axis=lambda p, t: np.abs(p - t).mean(0),
+              whole=lambda p, t: float(((p - t) ** 2).mean()))
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_metric_of_ones_own_sees_one_resample_at_a_time(name):
+    "With as many resamples as photos, not even the shape would tell"
+    pred, target, fn = np.arange(20.), np.random.default_rng(3).permutation(20) * 1., OTHERS[name]
+    draws = [fn(pred[i], target[i]) for i in np.random.default_rng(0).integers(0, 20, (20, 20))]
+    found = bootstrap(fn, pred, target, n=20)
+    assert np.allclose([found.value, found.low, found.high], [fn(pred, target), *np.percentile(draws, (2.5, 97.5))])
+    pair = paired_bootstrap(fn, pred, pred[::-1], target, n=20)
+    drawn = np.random.default_rng(0).integers(0, 20, (20, 20))
+    other = [d - fn(pred[::-1][i], target[i]) for d, i in zip(draws, drawn)]
+    assert np.allclose([pair.low, pair.high], np.percentile(other, (2.5, 97.5)))
+
+
+def test_a_metric_that_gives_no_number_is_refused():
+    with pytest.raises(QPonderError, match=r'shape \(20,\)'): bootstrap(np.subtract, np.arange(20.), np.arange(20.))
+
+
 @given(pairs)
 @settings(max_examples=30)
 def test_interval_is_in_order_and_within_the_possible(data):
@@ -244,10 +265,10 @@ def test_predictions_survive_the_disk(tmp_path):
 def test_a_torn_line_is_asked_again(tmp_path):
     rows, file, calls = photos(5), tmp_path / 'p.jsonl', []
     def ask(_, images): calls.append(len(images)); return [answer(3.1) for _ in images]
-    whole = predict(None, rows, file, ask=ask, batch_size=2)
+    whole = predict(None, rows, file, 'm', ask=ask, batch_size=2)
     text = file.read_text()
     file.write_text(text[:-30])
-    assert predict(None, rows, file, ask=ask, batch_size=2) == whole
+    assert predict(None, rows, file, 'm', ask=ask, batch_size=2) == whole
     assert calls == [2, 2, 1, 1] and file.read_text() == text
 
 
@@ -256,9 +277,9 @@ def test_interrupted_prediction_goes_on_where_it_was(tmp_path):
     def fails(_, images):
         if file.exists(): raise KeyboardInterrupt
         return [answer(3.) for _ in images]
-    with pytest.raises(KeyboardInterrupt): predict(None, rows, file, ask=fails, batch_size=4)
+    with pytest.raises(KeyboardInterrupt): predict(None, rows, file, 'm', ask=fails, batch_size=4)
     assert len(read_predictions(file)) == 4
-    done = predict(None, rows, file, ask=lambda _, images: [answer(2.) for _ in images], batch_size=4)
+    done = predict(None, rows, file, 'm', ask=lambda _, images: [answer(2.) for _ in images], batch_size=4)
     assert [p.greedy for p in done] == [3.] * 4 + [2.] * 2 and [p.path for p in done] == [r['path'] for r in rows]
 
 
@@ -269,12 +290,27 @@ def test_models_and_splits_share_a_file(tmp_path):
     assert len({(p.model, p.split, p.path) for p in read_predictions(tmp_path / 'p.jsonl')}) == 8
 
 
+def test_a_photo_twice_or_under_another_score_is_refused_before_anybody_is_asked(tmp_path):
+    rows, file, asked = photos(3), tmp_path / 'p.jsonl', []
+    def ask(_, images): asked.append(len(images)); return [answer(3.) for _ in images]
+    twice = [*rows, rows[0] | dict(image=rows[1]['image'])]
+    with pytest.raises(QPonderError, match='0-0.png: two rows have this path'): predict(None, twice, file, 'm', ask=ask)
+    assert not asked and not file.exists()
+    predict(None, rows[:2], file, 'm', ask=ask)
+    corrected = [dict(rows[0], score=1.5), *rows[1:]]
+    with pytest.raises(QPonderError, match="0-0.png.*is 1.5, and was .*p.jsonl.*'m'"):
+        predict(None, corrected, file, 'm', ask=ask)
+    assert asked == [2] and len(read_predictions(file)) == 2
+    for model, split in (('m', 'val'), ('other', 'test')):
+        assert predict(None, corrected, file, model, split, ask=ask)[0].score == 1.5
+
+
 @pytest.mark.parametrize('text, finished, status', [
     ('no idea', True, 'no_answer'), ('<think>It is', False, 'truncated'), ('<answer>9</answer>', True, 'out_of_range'),
     ('<answer>good</answer>', True, 'not_a_number'), ('', True, 'no_answer')])
 def test_failed_answers_keep_text_and_status_and_get_no_score(tmp_path, text, finished, status):
     said = SimpleNamespace(text=text, finished=finished, expected=3.)
-    p, = predict(None, photos(1), tmp_path / 'p.jsonl', ask=lambda *_: [said])
+    p, = predict(None, photos(1), tmp_path / 'p.jsonl', 'm', ask=lambda *_: [said])
     assert (p.status, p.text, p.finished, p.greedy, p.expected) == (status, text, finished, None, None)
     assert not p.ok and set(p.reward.values()) == {0}
 
@@ -282,7 +318,7 @@ def test_failed_answers_keep_text_and_status_and_get_no_score(tmp_path, text, fi
 def test_a_photo_that_was_away_for_a_while_is_asked_about_when_it_is_back(tmp_path):
     away = tmp_path/'away.png'
     rows = [dict(photos(1)[0], path='here.png'), {'path': str(away), 'score': 3.}]
-    say = lambda: predict(None, rows, tmp_path/'p.jsonl', ask=lambda _, images: [answer(3.) for _ in images])
+    say = lambda: predict(None, rows, tmp_path/'p.jsonl', 'm', ask=lambda _, images: [answer(3.) for _ in images])
     with pytest.raises(ImageError, match='away.png.*the same command goes on'): whole(say())
     Image.new('RGB', (40, 40), 'gray').save(away)
     whole(found := say())
@@ -295,7 +331,7 @@ def test_unreadable_photos_are_rows_and_nobody_is_asked_about_them(tmp_path):
     rows = [photos(1)[0], {'path': str(broken), 'score': 3.}, {'path': str(tmp_path / 'gone.png'), 'score': 2.}]
     asked = []
     def ask(_, images): asked.append(len(images)); return [answer(3.) for _ in images]
-    found = predict(None, rows, tmp_path / 'p.jsonl', ask=ask)
+    found = predict(None, rows, tmp_path / 'p.jsonl', 'm', ask=ask)
     assert asked == [1] and [p.status for p in found] == ['ok', 'unreadable', 'unreadable']
     assert 'broken.jpg' in found[1].note and 'gone.png' in found[2].note and metrics(found, n=10).failed == 2
     assert [p.status for p in score_with(constant(rows), rows, 'c')] == ['ok', 'unreadable', 'unreadable']
@@ -435,6 +471,28 @@ def test_the_stage_leaves_predictions_and_metrics_and_asks_nothing_twice(tmp_pat
     assert sum(asked) == 2 * 19 and str(first) == str(again)
     assert str(tabulate(read_predictions(tmp_path / 'e' / 'predictions.jsonl'), n=50)) == str(first)
     assert {('CI', 'greedy'), ('CI', 'expected'), ('constant', 'greedy')} <= {(m.model, m.which) for m in first.rows}
+
+
+def test_an_answer_without_an_expected_score_costs_the_table_nothing():
+    val, test = predictions(split='val'), predictions(seed=1)
+    table = tabulate([replace(val[0], expected=None), *val[1:], replace(test[0], expected=None), *test[1:]], n=50)
+    found = table['m', 'expected']
+    assert (found.photos, found.failed, found.fitted_on) == (30, 1, '29 val') and not np.isnan(found.plcc_fitted.value)
+
+
+def test_a_line_that_two_processes_wrote_counts_once(tmp_path):
+    rows, file = photos(3), tmp_path / 'p.jsonl'
+    say = lambda score: lambda _, images: [answer(score) for _ in images]
+    def meanwhile(_, images):
+        predict(None, rows[1:], file, 'm', ask=say(4.))
+        predict(None, rows, file, 'other', ask=say(4.))
+        return say(2.)(_, images)
+    predict(None, rows, file, 'm', ask=meanwhile)
+    assert len(read_predictions(file)) == 8
+    with pytest.raises(QPonderError, match="0-1.png: two predictions by 'm' for 'test'.*again"):
+        tabulate(read_predictions(file), n=10)
+    assert [p.greedy for p in predict(None, rows, file, 'm', ask=None)] == [2.] * 3
+    assert [m.photos for m in tabulate(read_predictions(file), n=10).rows] == [3] * 4
 
 
 def test_fitted_remembers_only_readable_photos():
