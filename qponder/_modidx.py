@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'qponder.grpo.Preflight._repr_markdown_': ('grpo.html#preflight._repr_markdown_', 'qponder/grpo.py'),
                               'qponder.grpo.SameOrder': ('grpo.html#sameorder', 'qponder/grpo.py'),
                               'qponder.grpo.SameOrder.on_train_begin': ('grpo.html#sameorder.on_train_begin', 'qponder/grpo.py'),
+                              'qponder.grpo.check_address': ('grpo.html#check_address', 'qponder/grpo.py'),
                               'qponder.grpo.check_preflight': ('grpo.html#check_preflight', 'qponder/grpo.py'),
                               'qponder.grpo.check_reader': ('grpo.html#check_reader', 'qponder/grpo.py'),
                               'qponder.grpo.consistency_reader': ('grpo.html#consistency_reader', 'qponder/grpo.py'),
