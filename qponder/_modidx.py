@@ -171,7 +171,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qponder.distill.Answers.add': ('distill.html#answers.add', 'qponder/distill.py'),
                                  'qponder.distill.Answers.close': ('distill.html#answers.close', 'qponder/distill.py'),
                                  'qponder.distill.Answers.get': ('distill.html#answers.get', 'qponder/distill.py'),
-                                 'qponder.distill.Answers.judged': ('distill.html#answers.judged', 'qponder/distill.py'),
                                  'qponder.distill.Answers.only': ('distill.html#answers.only', 'qponder/distill.py'),
                                  'qponder.distill.DistillSettings': ('distill.html#distillsettings', 'qponder/distill.py'),
                                  'qponder.distill.DistillSettings.__post_init__': ( 'distill.html#distillsettings.__post_init__',

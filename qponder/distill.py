@@ -34,9 +34,6 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-try: import fcntl
-except ImportError: fcntl = None # Windows
-
 from .chinese import is_chinese, units
 from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
 from .expert import EXPERT, damage_words, expert_prompt, fill
@@ -464,6 +461,10 @@ def judge(
     failed = next((name for name, keep in FILTERS.items() if not keep(record, settings)), 'kept')
     return replace(record, verdict=failed, target=record.target if failed == 'kept' else None)
 
+# %% ../nbs/05_distill.ipynb #d10f6efb
+try: import fcntl
+except ImportError: fcntl = None # Windows
+
 # %% ../nbs/05_distill.ipynb #8e395a3a
 @contextmanager
 def held(
@@ -803,17 +804,15 @@ class Answers:
             self.known[record.id] = record
         return record
 
-    def judged(self,
-        stored: Iterable[Record], # what the file holds
-    ) -> Iterator[Record]: # one for each question
-        "The file's records as they are judged now, but for answers that another process has added"
+# %% ../nbs/05_distill.ipynb #7012f96a
+@patch
+def close(self: Answers) -> None:
+    "Write the file anew if an answer was judged otherwise than before; what another process has added stays as it is"
+    def judged(stored):
         for r in newest(stored).values():
             mine = self.known[r.id] if r.id in self.rejudged else r
             yield mine if (mine.raw, mine.marks) == (r.raw, r.marks) else r
-
-    def close(self) -> None:
-        "Write the file anew if an answer was judged otherwise than before"
-        if self.rejudged: rewrite(self.path, self.load, self.judged)
+    if self.rejudged: rewrite(self.path, self.load, judged)
 
 # %% ../nbs/05_distill.ipynb #9e1c1aaf
 def examined(

@@ -24,10 +24,10 @@ import pandas as pd
 from datasets import Dataset
 from PIL import Image
 
-from .distill import (FILTERS, Answers, DistillSettings, Record, Request, Teacher, Trial, Unanswered, ahead,
-                             fingerprint, image_sha, teacher_seed)
+from .distill import (FILTERS, Answers, DistillSettings, Record, Request, Teacher, Trial, Unanswered, _open,
+                             _said, ahead, fingerprint, image_sha, teacher_seed)
 from .expert import expert_prompt, fill
-from .photo import ImageError, open_image
+from .photo import ImageError
 from .scale import QPonderError
 from .trace import parse_preference, prompt_hash
 
@@ -76,7 +76,7 @@ def ask_pair(
     "Put two photos to a teacher and keep what it says"
     prompt = expert_prompt('pair', settings.language, settings.tell)
     text = fill(prompt, choice=record.people).text
-    raw = teacher(Request(images[0], record.path, text=text, other=images[1]))
+    raw = _said(teacher, Request(images[0], record.path, text=text, other=images[1]))
     return replace(record, image_sha=image_sha(images[0]), raw=raw, teacher=teacher.name, seed=teacher_seed(teacher),
                    prompt=prompt.name, prompt_hash=prompt_hash(prompt))
 
@@ -91,8 +91,9 @@ def _pair(
     "The record of two photos in one order"
     (one, two), people = rows, people_prefer(*(r['score'] for r in rows), margin)
     about = dict(path=one['path'], score=one['score'], other=two['path'], other_score=two['score'], people=people)
-    try: images = tuple(r.get('image') or open_image(r['path']) for r in rows)
-    except ImageError as e: return PairRecord(**about, verdict='unreadable', note=str(e))
+    images = tuple(map(_open, rows))
+    for bad in (i for i in images if isinstance(i, ImageError)):
+        return PairRecord(**about, verdict='unreadable', note=str(bad))
     prompt = prompt_hash(expert_prompt('pair', settings.language, settings.tell))
     told = people if settings.tell else ''
     key = fingerprint(*map(image_sha, images), prompt, teacher.name, teacher_seed(teacher), told)

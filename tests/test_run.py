@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -455,6 +456,14 @@ def test_a_torn_note_is_an_error_that_names_it(run):
 
 @given(st.dictionaries(st.text(max_size=3), st.integers()), st.dictionaries(st.text(max_size=3), st.integers()))
 def test_difference_is_none_only_for_equals(a, b): assert (difference(a, b) is None) == (a == b)
+
+
+def test_a_photo_that_would_be_rated_twice_is_found_before_anything_is_trained():
+    def cut(paths, *parts):
+        return module.cut_parts(Dataset.from_dict(dict(path=list(paths), split=parts)), Common(data='my.csv'))
+    assert [len(part) for part in cut('aabc', 'train', 'train', 'val', 'test')] == [2, 1, 1]
+    for parts in (('train', 'val', 'test', 'test'), ('train', 'test', 'val', 'test')):
+        refused(['my.csv: c is there 2 times'], cut, 'abcc', *parts)
 
 
 def test_folders_hash_by_content_and_names(tmp_path):
