@@ -758,6 +758,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.run.known_keys': ('run.html#known_keys', 'qponder/run.py'),
                              'qponder.run.lineage': ('run.html#lineage', 'qponder/run.py'),
                              'qponder.run.load_parts': ('run.html#load_parts', 'qponder/run.py'),
+                             'qponder.run.names_in': ('run.html#names_in', 'qponder/run.py'),
                              'qponder.run.nearest': ('run.html#nearest', 'qponder/run.py'),
                              'qponder.run.noted': ('run.html#noted', 'qponder/run.py'),
                              'qponder.run.one_size': ('run.html#one_size', 'qponder/run.py'),

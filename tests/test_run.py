@@ -105,6 +105,36 @@ def test_unknown_parent_and_circles(ini):
     refused(['[gone]', 'a, b, c'], read_settings, 'c', ini, kinds=KINDS)
 
 
+def test_several_parents(ini):
+    "A later parent wins with its own lines, and takes nothing back with those it only inherits; an heir wins over all."
+    ini.write_text('[DEFAULT]\nseed = 0\nsft_epochs = 2\n[student]\nseed = 4\nsft_epochs = 9\ngrpo_steps = 7\n'
+                   '[peer]\nsft_epochs = 3\n[child]\ninherits = student\nseed = 5\n'
+                   '[both]\ninherits = student, peer\ngrpo_steps = 1\n[kin]\ninherits = child ,student,peer\n')
+    read = lambda preset: [(s.common.seed, s.stages['sft'].epochs, s.stages['grpo'].steps)
+                           for s in [read_settings(preset, ini, kinds=KINDS)]][0]
+    assert [read(p) for p in ('both', 'kin', 'student,peer', 'peer, student', 'peer')] == [
+        (4, 3, 1), (5, 3, 7), (4, 3, 7), (4, 9, 7), (0, 3, 5)]
+    assert read_settings('student,peer', ini, ['seed=8'], KINDS).common.seed == 8
+
+
+@pytest.mark.parametrize('parents, words', [
+    ('nano, gone', ['[gone]', 'nano, mine']), ('nano nano', ['[nano nano]']), ('nano,', ['no preset []']),
+    ('nano, mine', ['[mine] inherits from itself']), ('', ['no preset []'])])
+def test_a_mistake_among_several_parents(ini, parents, words):
+    ini.write_text(f'[nano]\n[mine]\ninherits = {parents}\n')
+    refused([f'{ini} [mine] inherits = {parents}', *words], read_settings, 'mine', ini, kinds=KINDS)
+    refused(['settings.ini: there is no preset [gone]'], read_settings, 'nano,gone', ini, kinds=KINDS)
+
+
+@pytest.mark.parametrize('peer', ['q-insight', 'visualquality-r1', 'refine-iqa', 'q-hawkeye', 'mr-iqa', 'deqa-score'])
+def test_a_peer_goes_together_with_the_papers_student(peer):
+    sections = read_ini(ROOT/'settings.ini')
+    student = sections['qwen2.5-vl-7b']
+    for key, line in entries(ROOT/'settings.ini', f'qwen2.5-vl-7b, {peer}').items():
+        assert line == sections[peer].get(key, student.get(key, sections['DEFAULT'][key]))
+    assert read_settings(f'qwen2.5-vl-7b,{peer}', ROOT/'settings.ini').common.student == student['student'].text
+
+
 @pytest.mark.parametrize('text', ['no section', '[nano]\nseed', '[nano]\nseed=1\nseed=2\n', '[nano]\n[nano]\n'])
 def test_a_file_that_is_no_ini(ini, text):
     ini.write_text(text)
@@ -212,6 +242,20 @@ def test_a_served_teacher_needs_a_name_before_any_photo_is_opened():
     settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['served_model='])
     run = Run(Path('x'), settings, load=lambda common: pytest.fail('opened'))
     refused(['model is not set', 'served_model'], run_stages, run)
+
+
+def test_the_paper_trains_on_all_photos_that_its_file_has_for_training(tmp_path):
+    rows = load_sample().select_columns(['path', 'score', 'split']).select(range(24)).to_list()
+    heading, paths = ['image,mos,split'], [f'{r["path"]},{r["score"]:.4f}' for r in rows]
+    parts = ['train'] * 12 + ['val'] * 5 + ['test'] * 7
+    csv, bare = tmp_path/'koniq.csv', tmp_path/'bare.csv'
+    csv.write_text('\n'.join(heading + [f'{p},{s}' for p, s in zip(paths, parts)]))
+    bare.write_text('\n'.join(['image,mos', *paths]))
+    common = lambda *lines: read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines).common
+    found = module.load_parts(common(f'data={csv}'))
+    assert [len(p) for p in (found.train, found.val, found.test)] == [12, 5, 7]
+    refused(['bare.csv', "no column 'split'", '--split-col= for none'], module.load_parts, common(f'data={bare}'))
+    assert len(module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
 
 
 def test_no_nbdev_key_hides_here():

@@ -176,7 +176,7 @@ def test_mistakes_end_before_the_first_training(wrong, words, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     rows = load_sample('train').select(range(12)).select_columns(['path', 'score']).to_list()
     (tmp_path/'my.csv').write_text('image,mos\n' + ''.join(f'{r["path"]},{r["score"]}\n' for r in rows))
-    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col', '# ')
+    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col = split', 'split_col =')
     (tmp_path/'settings.ini').write_text(ini)
     save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'first'/'model')
     assert main(['run', '--preset', 'tiny', *(x for w in wrong for x in ('--set', w))]) == 2
