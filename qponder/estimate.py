@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from fastcore.basics import patch
 
-from .expert import expert_prompt, fill
+from .expert import expert_prompt, fill, words_asked
 from .fast import checkpoint
 from .marks import JUDGE
 from .objectives import mixed
@@ -363,7 +363,8 @@ def lengths(
 ) -> Lengths:
     "How long questions and answers are, in tokens"
     d, words = settings.stages['distill'], lambda text: round(len(text.split()) * plan.tokens_per_word)
-    how, answer = settings.stages['student'], (d.min_words + d.max_words) / 2 * plan.tokens_per_word
+    how, asked = settings.stages['student'], words_asked('single', d.language, d.ask_words)
+    answer = sum(asked) / 2 * plan.tokens_per_word
     photo = photo_tokens(size, plan.width, plan.height, (how.min_pixels, how.max_pixels))
     seen = photo_tokens(find_size('72B'), plan.width, plan.height)
     return Lengths(photo, photo + CHAT + words(student_prompt('reason').text), round(answer) + SCORE, SCORE,

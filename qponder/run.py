@@ -423,7 +423,7 @@ def inputs(
     if 'student' in out: out['student weights'] = student_sha(out['student'])
     out |= {parent: sha(run.folder / parent) for parent in stage.reads}
     d, sft = (run.settings.stages.get(k) for k in ('distill', 'sft'))
-    asked = expert_prompt(language=d.language, told=d.tell) if d else EXPERT
+    asked = expert_prompt('single', d.language, d.tell, d.ask_words) if d else EXPERT
     prompts = [asked, REASON, SCORE_ONLY] + [LEVEL] * (getattr(sft, 'objective', 'trace') != 'trace')
     return json.loads(json.dumps(out | {f'prompt {p.name}': prompt_hash(p) for p in prompts}))
 

@@ -258,6 +258,32 @@ def test_the_paper_trains_on_all_photos_that_its_file_has_for_training(tmp_path)
     assert len(module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
 
 
+@pytest.mark.parametrize('lines, words', [
+    (['distill_ask_words=150, 250'], ['distill_ask_words = 150, 250', 'beyond the 20 to 80 words that are kept']),
+    (['distill_ask_words=10,50'], ['distill_ask_words = 10,50', 'beyond the 20 to 80']),
+    (['distill_ask_words=50,30'], ['distill_ask_words = 50,30', 'two numbers']),
+    (['distill_ask_words=50'], ['distill_ask_words = 50', 'two numbers']),
+    (['distill_ask_words=30,40,50'], ['two numbers']),
+    (['distill_ask_words=thirty, forty'], ['distill_ask_words = thirty', 'a whole number']),
+])
+def test_words_that_would_be_asked_for_and_dropped(lines, words):
+    refused(words, read_settings, 'nano', ROOT/'settings.ini', lines)
+
+
+def test_the_papers_preset_asks_for_long_reasons_and_keeps_them():
+    asked = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini')
+    d, s = asked.stages['distill'], asked.stages['served']
+    assert d.ask_words == (150, 250) and d.min_words <= 150 and d.max_words >= 250 and s.max_tokens >= 2 * 250
+    short = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_ask_words=', 'distill_min_words=20'])
+    stage = STAGES[0]
+    run = lambda settings: Run(Path('x'), settings, lambda common: Parts([], [], [], 'photos'))
+    long_inputs, short_inputs = (module.inputs(stage, run(x)) for x in (asked, short))
+    assert long_inputs['prompt expert'] != short_inputs['prompt expert'] == '7e8acaaf71ce'
+    assert long_inputs['distill_ask_words'] == [150, 250] and json.loads(json.dumps(long_inputs)) == long_inputs
+    refused(['distill_ask_words = 150, 250', 'beyond the 100 to 200'],
+            read_settings, 'qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_max_words=200'])
+
+
 def test_no_nbdev_key_hides_here():
     "nbdev reads pyproject.toml; a settings file with its keys would puzzle both."
     parser = ConfigParser()
