@@ -876,6 +876,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.sft.newest_checkpoint': ('sft.html#newest_checkpoint', 'qponder/sft.py'),
                              'qponder.sft.number': ('sft.html#number', 'qponder/sft.py'),
                              'qponder.sft.open_rows': ('sft.html#open_rows', 'qponder/sft.py'),
+                             'qponder.sft.pass_on': ('sft.html#pass_on', 'qponder/sft.py'),
                              'qponder.sft.population': ('sft.html#population', 'qponder/sft.py'),
                              'qponder.sft.rank_terms': ('sft.html#rank_terms', 'qponder/sft.py'),
                              'qponder.sft.restore': ('sft.html#restore', 'qponder/sft.py'),

@@ -240,6 +240,9 @@ class Settings:
         whole = [k for k, n in (('see', 'epochs'), ('student', 'lora_rank')) if getattr(self.stages.get(k), n, 0)]
         if len(whole) > 1: raise QPonderError('see_epochs and student_lora_rank do not go together: an adapter needs '
                                               'weights that stay, and the tower gets others; set one of them to 0')
+        trains = ('see', 'epochs'), ('sft', 'epochs'), ('grpo', 'steps')
+        if not any(getattr(self.stages.get(k), n, 1) for k, n in trains):
+            raise QPonderError('see_epochs, sft_epochs and grpo_steps are all 0: nothing would be trained; raise one')
 
     def flat(self) -> dict[str, Any]: # key as in settings.ini -> value
         "All settings as the file would name them"
@@ -678,12 +681,13 @@ def cold_start_stage(
     from qponder.see import see, wider
     from qponder.sft import cold_start
     name, stages, out = run.settings.common.student, run.settings.stages, run.folder / 'cold-start'
-    student = load_trainee(name, stages['student'])
+    sft, how = stages['sft'], stages['student']
+    student = load_trainee(name, how if sft.epochs else replace(how, quantise='none')) # whole, to be saved as it is
     if stages['see'].epochs: see(student, run.parts.train, out / 'see', stages['see'], **watch(run))
     else: wider(student, stages['see'].size)
-    cold_start(student, traces(run), out, stages['sft'], **watch(run), how=stages['student'])
+    cold_start(student, traces(run), out, sft, **watch(run), how=how)
     del student
-    check_stage(run, 'cold-start', name)
+    if sft.epochs: check_stage(run, 'cold-start', name)
 
 # %% ../nbs/13_run.ipynb #66bf2014
 def grpo_stage(
@@ -705,7 +709,8 @@ def evaluate_stage(
     from qponder.evaluate import evaluate
     from qponder.model import best_device
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
-    if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
+    for model, stage, n in (('Q-Ponder-CI', 'sft', 'epochs'), ('Q-Ponder', 'grpo', 'steps')):
+        if not getattr(run.settings.stages[stage], n): del trained[model]
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels or how.max_new_tokens:
         from qponder.adapt import load_trainee
@@ -781,8 +786,8 @@ def check_layout_of(
     from qponder.processes import shared
     sft, how, world = run.settings.stages['sft'], run.settings.stages['student'], place().world
     check_adapter(how), four_bits(how)
-    if sft.words == 'own': check_speaker()
-    shared(sft.batch_size * sft.accumulate, sft.batch_size, world, 'sft_batch_size and sft_accumulate')
+    if sft.epochs and sft.words == 'own': check_speaker()
+    if sft.epochs: shared(sft.batch_size * sft.accumulate, sft.batch_size, world, 'sft_batch_size and sft_accumulate')
     if run.settings.stages['see'].epochs and world > 1: raise QPonderError('see_epochs trains the tower of a small '
         'student, which is the work of one process: give the command without a launcher')
 
@@ -792,11 +797,13 @@ def check_objective_of(
 ) -> None:
     "`QPonderError` if the objective will lack something, or if nobody will read what the teacher writes"
     from qponder.objectives import check_objective
-    sft, train = run.settings.stages['sft'], run.parts.train
-    check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
+    sft, train, rewards = run.settings.stages['sft'], run.parts.train, run.settings.stages['reward']
+    if sft.epochs: check_objective(sft.objective, train['name'], train['std'], sft.batch_size)
     asked = run.settings.common.teacher == 'served' and not is_done(run, 'distill')
-    if sft.mix == 1 and asked: raise QPonderError('sft_mix = 1 teaches bare scores alone, so the answers of a served '
-                                                  'teacher would be paid for and not read: set teacher = measured')
+    idle = 'sft_epochs = 0 teaches no traces' if not sft.epochs else 'sft_mix = 1 teaches bare scores alone'
+    if asked and (sft.mix == 1 or not sft.epochs) and not (rewards.consistency == 'text' and rewards.w_consistency):
+        raise QPonderError(f'{idle}, so the answers of a served teacher would be paid for and not read: '
+                           'set teacher = measured')
 
 # %% ../nbs/13_run.ipynb #0030aeea
 def without_grpo(
