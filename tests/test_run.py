@@ -284,6 +284,28 @@ def test_the_papers_preset_asks_for_long_reasons_and_keeps_them():
             read_settings, 'qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_max_words=200'])
 
 
+@pytest.mark.parametrize('lines, words', [
+    (['sft_epochs=0', 'grpo_steps=0'], ['sft_epochs and grpo_steps are all 0', 'nothing would be trained']),
+    (['sft_epochs=-1'], ['sft_epochs = -1', 'from 0 to 1000']),
+])
+def test_a_run_that_trains_nothing(lines, words):
+    refused(words, read_settings, 'nano', ROOT/'settings.ini', lines)
+    assert read_settings('nano', ROOT/'settings.ini', ['sft_epochs=0']).stages['sft'].epochs == 0
+    assert read_settings('nano', ROOT/'settings.ini', ['sft_epochs=0', 'grpo_steps=0', 'see_epochs=1'])
+
+
+@pytest.mark.parametrize('lines, refuses', [
+    ([], False), (['sft_epochs=0'], True), (['sft_epochs=0', 'teacher=measured'], False),
+    (['sft_epochs=0', 'reward_consistency=text'], False),
+    (['sft_epochs=0', 'reward_consistency=text', 'reward_w_consistency=0'], True)])
+def test_nobody_pays_for_words_that_nobody_reads(lines, refuses, tmp_path):
+    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines)
+    rows = load_sample().select(range(3))
+    run = Run(tmp_path, settings, lambda common: Parts(rows, rows, rows, 'photos'))
+    if refuses: refused(['sft_epochs = 0', 'set teacher = measured'], module.check_objective_of, run)
+    else: module.check_objective_of(run)
+
+
 def test_no_nbdev_key_hides_here():
     "nbdev reads pyproject.toml; a settings file with its keys would puzzle both."
     parser = ConfigParser()
