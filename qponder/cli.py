@@ -302,7 +302,7 @@ def add_place(
     parser: argparse.ArgumentParser, # changed in place
 ) -> None:
     "The options that say which run is meant"
-    parser.add_argument('--preset', default='nano', help='a section of settings.ini (default: nano)')
+    parser.add_argument('--preset', default='nano', help='a section of settings.ini, or several: A,B (default: nano)')
     parser.add_argument('--name', help='name of the run (default: the preset)')
     parser.add_argument('--runs', default='runs', metavar='DIR', help='where runs are kept (default: runs)')
 

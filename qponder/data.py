@@ -278,7 +278,7 @@ def read_csv(
     ours = {'path': form.image_col, 'mos': form.score_col, 'std': form.std_col, 'split': form.split_col}
     for name, col in ours.items():
         if col and col not in table:
-            option = {'path': '--image-col', 'mos': '--score-col'}.get(name, f'--{name}-col')
+            option = {'path': '--image-col', 'mos': '--score-col'}.get(name, f'--{name}-col (--{name}-col= for none)')
             there = ', '.join(map(str, table))
             raise DataError(f'{csv}: has no column {col!r}; it has {there}: name one with {option}')
     ours |= {k: k for k in KNOWN if k in table}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request', 'Teacher', 'known_faults', 'tone', 'combine',
-           'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'DistillSettings',
-           'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects',
-           'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
+           'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'check_asked',
+           'DistillSettings', 'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden',
+           'aspects', 'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
            'load_records', 'read_rows', 'write_records', 'rewrite', 'fingerprint', 'teacher_seed', 'check_teacher',
            'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask',
            'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
@@ -273,6 +273,18 @@ def trace(self: Record) -> Trace: # the lesson; `QPonderError` for a record that
     if self.target is None: raise QPonderError(f'{self.path}: dropped ({self.verdict}), it has no trace to learn')
     return Trace(self.reasoning, self.target)
 
+# %% ../nbs/05_distill.ipynb #2e3ead65
+def check_asked(
+    words: tuple[int, ...] | None, # fewest and most that are asked for; None: as few as the prompt has it
+    least: int, # that are kept
+    most: int, # that are kept
+) -> None:
+    "`QPonderError` for what is no range, and for words that would be asked for and then dropped"
+    if words is None: return
+    if len(words) != 2 or words[0] > words[1]: raise QPonderError('ask_words must be two numbers, such as 150, 250')
+    if words[0] < least or words[1] > most: raise QPonderError(f'ask_words goes beyond the {least} to {most} words '
+        'that are kept: ask for a number between them, or move min_words and max_words')
+
 # %% ../nbs/05_distill.ipynb #63a08356
 @dataclass(frozen=True)
 class DistillSettings:
@@ -286,6 +298,7 @@ class DistillSettings:
     spoiled: float = 0. # copies of each photo with known damage, on average, 0 to 100
     spoiled_even: bool = False # each aspect is spoiled as often; else each kind of damage is done as often
     max_gap: float = 0.5 # largest distance of the teacher's score from the human one, 0 to 4
+    ask_words: tuple[int, ...] | None = None # fewest and most to ask for; None: as short as `expert.LENGTHS` has it
     min_words: int = 20 # of reasoning, 0 to 1000
     max_words: int = 80 # 1 to 1000
     min_aspects: int = 6 # aspects spoken of, 0 to 6
@@ -303,6 +316,7 @@ class DistillSettings:
         for key, known in dict(label=('human', 'teacher'), language=('en', 'zh'), judge=('none', 'served')).items():
             if getattr(self, key) not in known: raise QPonderError(f'{key} must be {" or ".join(map(repr, known))}')
         if self.min_words > self.max_words: raise QPonderError('min_words must not be above max_words')
+        check_asked(self.ask_words, self.min_words, self.max_words)
 
 # %% ../nbs/05_distill.ipynb #7b9693c1
 FILTERS: dict[str, Callable[..., bool]] = {}
@@ -642,14 +656,16 @@ def _rounded(
 def prompt_for(
     row: Mapping[str, Any], # `distortion` and `severity`, if known
     teacher: Teacher, # may have a `prompt` of its own
-    settings: DistillSettings, # `language` and `tell`
+    settings: DistillSettings, # `language`, `tell` and `ask_words`
 ) -> Prompt: # with slots
     "The prompt for a photo; `QPonderError` for a teacher that does not answer what the settings ask"
     kind = 'known' if known_faults(row.get('distortion'), row.get('severity')) else 'single'
-    asked, own = expert_prompt(kind, settings.language, settings.tell), getattr(teacher, 'prompt', None)
-    if own and (settings.language, settings.tell) != ('en', True):
-        raise QPonderError(f'{teacher.name} writes English, and explains the score that it is told: set '
-                           'distill_language = en and distill_tell = yes, or ask a large model with teacher = served')
+    asked = expert_prompt(kind, settings.language, settings.tell, settings.ask_words)
+    own = getattr(teacher, 'prompt', None)
+    if own and (settings.language, settings.tell, settings.ask_words) != ('en', True, None):
+        raise QPonderError(f'{teacher.name} writes a few words of English, and explains the score that it is told: '
+            'set distill_language = en and distill_tell = yes, leave distill_ask_words empty (and distill_min_words at '
+            '20), or ask a large model with teacher = served')
     return own or asked
 
 # %% ../nbs/05_distill.ipynb #d253dc90

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from fastcore.basics import patch
 
-from .expert import expert_prompt, fill
+from .expert import expert_prompt, fill, words_asked
 from .fast import checkpoint
 from .marks import JUDGE
 from .objectives import mixed
@@ -363,7 +363,8 @@ def lengths(
 ) -> Lengths:
     "How long questions and answers are, in tokens"
     d, words = settings.stages['distill'], lambda text: round(len(text.split()) * plan.tokens_per_word)
-    how, answer = settings.stages['student'], (d.min_words + d.max_words) / 2 * plan.tokens_per_word
+    how, asked = settings.stages['student'], words_asked('single', d.language, d.ask_words)
+    answer = sum(asked) / 2 * plan.tokens_per_word
     photo = photo_tokens(size, plan.width, plan.height, (how.min_pixels, how.max_pixels))
     seen = photo_tokens(find_size('72B'), plan.width, plan.height)
     return Lengths(photo, photo + CHAT + words(student_prompt('reason').text), round(answer) + SCORE, SCORE,
@@ -442,7 +443,7 @@ def own_part(
 ) -> Part: # no rows where the teacher's words are taught
     "What the student is asked before it learns"
     s, views = settings.stages['sft'], settings.stages['distill'].views
-    n = round(plan.photos * views * s.own_share) * (s.words == 'own')
+    n = round(plan.photos * views * s.own_share) * (s.words == 'own' and s.epochs > 0)
     tokens, batches = said.prompt + said.answer, math.ceil(n / plan.gpus / 32)
     work = compute_seconds(n / plan.gpus * forward_flops(size, said.photo, said.prompt, 1), plan)
     hours = (work + batches * write_seconds(size, plan, 32, said.prompt, said.answer)) / 3600
@@ -536,8 +537,8 @@ def estimate(
     "Memory, tokens, hours and price of distillation and the trainings; evaluation and validations come on top"
     size = find_size(settings.common.student)
     said = lengths(size, plan, settings)
-    parts = (sft_part, grpo_part) if settings.stages['grpo'].steps else (sft_part,)
-    trained = (part(size, said, plan, settings) for part in parts)
+    runs = (sft_part, settings.stages['sft'].epochs), (grpo_part, settings.stages['grpo'].steps)
+    trained = (part(size, said, plan, settings) for part, n in runs if n)
     own, judged = own_part(size, said, plan, settings), judge_part(said, settings)
     return Estimate(settings.common.student, size, plan, said,
                     (teacher_part(said, plan, settings), *[own] * (own.rows > 0), *trained,

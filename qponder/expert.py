@@ -11,8 +11,8 @@ Whoever changes a sentence changes the prompt's hash, and with it every question
 # %% auto #0
 __all__ = ['ROLE', 'RATED', 'UNRATED', 'DAMAGED', 'SET', 'BOTH', 'PREFERRED', 'COMPARE', 'SCENE', 'SCENES', 'SIX', 'SIX_TWICE',
            'EVIDENCE', 'MAIN', 'DECIDES', 'HONEST', 'SEEN', 'UNAWARE', 'VERDICT', 'WHICH', 'TOLD', 'UNTOLD', 'PAIR',
-           'REPEAT', 'SCORE', 'CHOICE', 'CHOOSE', 'OUTLINES', 'EXPERT', 'DEGREES', 'Line', 'expert_prompt', 'fill',
-           'damage_words']
+           'LENGTHS', 'REPEAT', 'SCORE', 'CHOICE', 'CHOOSE', 'OUTLINES', 'EXPERT', 'DEGREES', 'Line', 'words_asked',
+           'expert_prompt', 'fill', 'damage_words']
 
 # %% ../nbs/01b_expert.ipynb #06fcb3a0
 import re
@@ -93,17 +93,29 @@ WHICH = Line('End with one sentence that says which photo is better, or that the
              '最后用一句话说明哪一张更好，或者两张相当。')
 
 # %% ../nbs/01b_expert.ipynb #e7f259aa
-TOLD = Line('Write 30 to 50 words of plain English, without any number and without mentioning the rating. '
+TOLD = Line('Write {least} to {most} words of plain English, without any number and without mentioning the rating. '
             'Then repeat the rating.',
-            '用 40 到 70 个字的平实中文书写，不要出现任何数字，也不要提到评分。然后重复这个评分。')
-UNTOLD = Line('Write 30 to 50 words of plain English, without any number. '
+            '用 {least} 到 {most} 个字的平实中文书写，不要出现任何数字，也不要提到评分。然后重复这个评分。')
+UNTOLD = Line('Write {least} to {most} words of plain English, without any number. '
               'Then score the photo from 1.0 (bad) to 5.0 (excellent).',
-              '用 40 到 70 个字的平实中文书写，不要出现任何数字。'
+              '用 {least} 到 {most} 个字的平实中文书写，不要出现任何数字。'
               '然后给照片打分，从 1.0（很差）到 5.0（优秀）。')
-PAIR = Line('Write 30 to 60 words of plain English, without any number. '
+PAIR = Line('Write {least} to {most} words of plain English, without any number. '
             'Then answer with one word: first, second or equal.',
-            '用 40 到 75 个字的平实中文书写，不要打分。'
+            '用 {least} 到 {most} 个字的平实中文书写，不要打分。'
             '然后用一个英文词作答：first、second 或 equal。')
+
+# %% ../nbs/01b_expert.ipynb #22653797
+LENGTHS = {'en': ((30, 50), (30, 60)), 'zh': ((40, 70), (40, 75))} # on one photo, on two; in Chinese, characters
+
+# %% ../nbs/01b_expert.ipynb #ae500746
+def words_asked(
+    kind: str = 'single', # as for `expert_prompt`
+    language: Literal['en', 'zh'] = 'en', # as for `expert_prompt`
+    words: tuple[int, ...] | None = None, # two numbers from the settings; None: those of `LENGTHS`
+) -> tuple[int, ...]: # fewest and most words of the reasoning, in Chinese characters
+    "How long a reasoning is asked for"
+    return words or LENGTHS[language][kind == 'pair']
 
 # %% ../nbs/01b_expert.ipynb #1f2455e7
 REPEAT = Line('<think>reasoning</think>\n<answer>{score}</answer>', '<think>推理</think>\n<answer>{score}</answer>')
@@ -131,6 +143,7 @@ def expert_prompt(
     kind: str = 'single', # 'single' photo, 'known' damage, or 'pair'
     language: Literal['en', 'zh'] = 'en', # of the question, and of the reasoning
     told: bool = True, # whether the teacher hears what people said
+    words: tuple[int, ...] | None = None, # fewest and most of the reasoning; None: as short as `LENGTHS` has it
 ) -> Prompt: # with slots for what is told
     "The prompt of a kind; `QPonderError` for an unknown kind or language"
     if (kind, told) not in OUTLINES: raise QPonderError(f"kind {kind!r} is unknown: use single, known or pair")
@@ -138,7 +151,9 @@ def expert_prompt(
     marks = (kind, kind != 'single'), (language, language != 'en'), ('untold', not told)
     name = '-'.join(['expert', *(mark for mark, there in marks if there)])
     space = ' ' if language == 'en' else ''
-    return Prompt(name, '\n'.join(space.join(getattr(x, language) for x in p) for p in OUTLINES[kind, told]))
+    text = '\n'.join(space.join(getattr(x, language) for x in p) for p in OUTLINES[kind, told])
+    least, most = map(str, words_asked(kind, language, words))
+    return Prompt(name, text.replace('{least}', least).replace('{most}', most))
 
 # %% ../nbs/01b_expert.ipynb #2c94bba0
 EXPERT = expert_prompt()

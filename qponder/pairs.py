@@ -71,10 +71,10 @@ def ask_pair(
     images: tuple[Image.Image, Image.Image], # RGB
     record: PairRecord, # with paths, and what people prefer
     teacher: Teacher, # who reads its prompt
-    settings: DistillSettings, # `language` and `tell`
+    settings: DistillSettings, # `language`, `tell` and `ask_words`
 ) -> PairRecord: # with the raw answer, not yet judged
     "Put two photos to a teacher and keep what it says"
-    prompt = expert_prompt('pair', settings.language, settings.tell)
+    prompt = expert_prompt('pair', settings.language, settings.tell, settings.ask_words)
     text = fill(prompt, choice=record.people).text
     raw = _said(teacher, Request(images[0], record.path, text=text, other=images[1]))
     return replace(record, image_sha=image_sha(images[0]), raw=raw, teacher=teacher.name, seed=teacher_seed(teacher),
@@ -94,7 +94,7 @@ def _pair(
     images = tuple(map(_open, rows))
     for bad in (i for i in images if isinstance(i, ImageError)):
         return PairRecord(**about, verdict='unreadable', note=str(bad))
-    prompt = prompt_hash(expert_prompt('pair', settings.language, settings.tell))
+    prompt = prompt_hash(expert_prompt('pair', settings.language, settings.tell, settings.ask_words))
     told = people if settings.tell else ''
     key = fingerprint(*map(image_sha, images), prompt, teacher.name, teacher_seed(teacher), told)
     with answers.only(key):

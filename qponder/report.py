@@ -312,6 +312,9 @@ def training(
     told = (read_json(run / 'evaluate' / 'manifest.json') or {}).get('inputs', {})
     if stage == 'grpo' and 'cold-start/model' in told and 'grpo/model' not in told:
         return f'<h2>{title}</h2><p>This run ended with the cold start (grpo_steps = 0).</p>'
+    began = (read_json(run / stage / 'manifest.json') or {}).get('inputs', {})
+    if stage == 'cold-start' and began.get('sft_epochs') == 0:
+        return f'<h2>{title}</h2><p>This run has no cold start (sft_epochs = 0).</p>'
     if not rows: return f'<h2>{title}</h2>{missing("The log is", command)}'
     unfinished = '' if (run / stage / 'manifest.json').is_file() else ' <b>This stage is not finished.</b>'
     alarms = [f'Step {r["step"]}: {r["warning"]}' for r in rows if 'warning' in r]

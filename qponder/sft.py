@@ -13,7 +13,7 @@ __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'order_terms', 'word_loss', 'number',
            'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
            'beginning', 'go_on_from', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms',
-           'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching', 'cold_start']
+           'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching', 'pass_on', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
@@ -41,7 +41,7 @@ from .degrade import spoil
 from .distill import Record, read_rows
 from .fast import (SCORES, Verdict, expected_score, fast_bf16, level_token_ids, score_token_ids, verdict_of,
                           verdict_place)
-from .model import Student, generate, no_bars, remember
+from .model import Student, generate, no_bars, remember, save_student
 from .objectives import (Objective, check_objective, fidelity_loss, label_divergence, level_trace, mixed,
                                 one_hot, prompts_of, soft_label)
 from .own import own_words
@@ -351,7 +351,7 @@ def check_lessons(
 @dataclass(frozen=True)
 class SFTSettings:
     "How the cold start is trained. Defaults suit nano."
-    epochs: float = 8. # passes over the traces
+    epochs: float = 8. # passes over the traces; 0: none, the student stays as it is
     learning_rate: float = 3e-4 # peak, of AdamW
     batch_size: int = 16 # rows a step
     accumulate: int = 1 # steps whose gradients are added up before an update
@@ -372,7 +372,7 @@ class SFTSettings:
     fidelity_weight: float = 200. # of the order of photos, in words; only with soft+fidelity
 
     def __post_init__(self):
-        check_range(self, epochs=(.001, 1000), learning_rate=(0, 1), batch_size=(1, 4096), accumulate=(1, 4096),
+        check_range(self, epochs=(0, 1000), learning_rate=(0, 1), batch_size=(1, 4096), accumulate=(1, 4096),
             warmup=(0, 1), weight_decay=(0, 1), score_weight=(0, 1e4), score_sigma=(.01, 2), rank_weight=(0, 1e3),
             claim_weight=(0, 1e3), score_only_every=(0, 1e6), eval_every=(1, 1e6), save_every=(1, 1e6),
             fidelity_weight=(0, 1e4), own_share=(.001, 1), **{} if self.mix is None else {'mix': (0, 1)})
@@ -540,6 +540,15 @@ def teaching(
     collator = LabelCollator(processor=student.processor, completion_only_loss=True) if worded else None
     return dict(trace_loss=loss, data_collator=collator)
 
+# %% ../nbs/08_sft.ipynb #bfe69ec9
+def pass_on(
+    student: Student, # as it is
+    out: str | Path, # the stage's folder
+) -> Path: # of the student
+    "Save a student that learns no traces."
+    if is_first(): save_student(student, Path(out) / 'model')
+    return Path(out) / 'model'
+
 # %% ../nbs/08_sft.ipynb #b303c3d8
 def cold_start(
     student: Student, # trained in place
@@ -554,6 +563,7 @@ def cold_start(
     "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `go_on_from` raises."
     out, newest = Path(out), go_on_from(out, 'checkpoints', student, records, seed, settings, how)
     student.model.config.score_percentiles = population(records)
+    if not settings.epochs: return pass_on(student, out)
     if settings.words == 'own': records = own_words(student, records, out, settings.own_share, seed)
     rows = sft_rows(records, settings.score_only_every, settings.mix, settings.objective, settings.spoiled_scores)
     args = sft_config(out, settings, seed, progress)

@@ -505,6 +505,17 @@ class Talker(Counting):
         return good if len(self.asked) >= self.better else f'A lovely photo, number {len(self.asked)}!'
 
 
+def test_longer_reasons_are_other_questions(tmp_path):
+    "Whoever asks for more asks anew, and finds the short answers again when going back."
+    rows, talker = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(3)], Talker()
+    talker.better = 0
+    counts = []
+    for words in (None, (30, 60), None, (30, 60)):
+        records = distill(rows, talker, tmp_path, DistillSettings(ask_words=words))
+        counts.append((len(talker.asked), len({r.prompt_hash for r in records})))
+    assert counts == [(3, 1), (6, 1), (6, 1), (6, 1)]
+
+
 def test_answers_that_all_fall_through_one_filter_end_a_run_early(tmp_path):
     rows, terse = [dict(path=f'{i}.png', image=picture(i, 20), score=3.0) for i in range(60)], Talker()
     terse.better = 0

@@ -128,6 +128,16 @@ def priced(*lines, student='qwen2.5-vl-7b'):
     return estimate(read_settings(student, overrides=['served_price_in=1', 'served_price_out=2', *lines]), BASE)
 
 
+def test_longer_answers_are_asked_for_and_paid():
+    words = lambda *more: priced(*more).parts[0].written / 7046
+    short = priced('distill_ask_words=', 'distill_min_words=20')
+    assert words() == round(200 * 1.35) + 12 and short.parts[0].written / 7046 == round(40 * 1.35) + 12
+    assert words('distill_max_words=900') == words() and words('distill_ask_words=300,400') > words()
+    for a, b in zip(short.parts, priced().parts): assert a.rows == b.rows and a.price <= b.price
+    chinese = priced('distill_ask_words=', 'distill_min_words=20', 'distill_language=zh')
+    assert chinese.said.answer == round(55 * 1.35) + 12
+
+
 def test_a_judging_reward_is_paid_for_every_rollout():
     plain, judged = priced(), priced('reward_consistency=judge')
     g, part = PAPER.stages['grpo'], judged.parts[-1]

@@ -106,6 +106,36 @@ def test_unknown_parent_and_circles(ini):
     refused(['[gone]', 'a, b, c'], read_settings, 'c', ini, kinds=KINDS)
 
 
+def test_several_parents(ini):
+    "A later parent wins with its own lines, and takes nothing back with those it only inherits; an heir wins over all."
+    ini.write_text('[DEFAULT]\nseed = 0\nsft_epochs = 2\n[student]\nseed = 4\nsft_epochs = 9\ngrpo_steps = 7\n'
+                   '[peer]\nsft_epochs = 3\n[child]\ninherits = student\nseed = 5\n'
+                   '[both]\ninherits = student, peer\ngrpo_steps = 1\n[kin]\ninherits = child ,student,peer\n')
+    read = lambda preset: [(s.common.seed, s.stages['sft'].epochs, s.stages['grpo'].steps)
+                           for s in [read_settings(preset, ini, kinds=KINDS)]][0]
+    assert [read(p) for p in ('both', 'kin', 'student,peer', 'peer, student', 'peer')] == [
+        (4, 3, 1), (5, 3, 7), (4, 3, 7), (4, 9, 7), (0, 3, 5)]
+    assert read_settings('student,peer', ini, ['seed=8'], KINDS).common.seed == 8
+
+
+@pytest.mark.parametrize('parents, words', [
+    ('nano, gone', ['[gone]', 'nano, mine']), ('nano nano', ['[nano nano]']), ('nano,', ['no preset []']),
+    ('nano, mine', ['[mine] inherits from itself']), ('', ['no preset []'])])
+def test_a_mistake_among_several_parents(ini, parents, words):
+    ini.write_text(f'[nano]\n[mine]\ninherits = {parents}\n')
+    refused([f'{ini} [mine] inherits = {parents}', *words], read_settings, 'mine', ini, kinds=KINDS)
+    refused(['settings.ini: there is no preset [gone]'], read_settings, 'nano,gone', ini, kinds=KINDS)
+
+
+@pytest.mark.parametrize('peer', ['q-insight', 'visualquality-r1', 'refine-iqa', 'q-hawkeye', 'mr-iqa', 'deqa-score'])
+def test_a_peer_goes_together_with_the_papers_student(peer):
+    sections = read_ini(ROOT/'settings.ini')
+    student = sections['qwen2.5-vl-7b']
+    for key, line in entries(ROOT/'settings.ini', f'qwen2.5-vl-7b, {peer}').items():
+        assert line == sections[peer].get(key, student.get(key, sections['DEFAULT'][key]))
+    assert read_settings(f'qwen2.5-vl-7b,{peer}', ROOT/'settings.ini').common.student == student['student'].text
+
+
 @pytest.mark.parametrize('text', ['no section', '[nano]\nseed', '[nano]\nseed=1\nseed=2\n', '[nano]\n[nano]\n'])
 def test_a_file_that_is_no_ini(ini, text):
     ini.write_text(text)
@@ -213,6 +243,68 @@ def test_a_served_teacher_needs_a_name_before_any_photo_is_opened():
     settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['served_model='])
     run = Run(Path('x'), settings, load=lambda common: pytest.fail('opened'))
     refused(['model is not set', 'served_model'], run_stages, run)
+
+
+def test_the_paper_trains_on_all_photos_that_its_file_has_for_training(tmp_path):
+    rows = load_sample().select_columns(['path', 'score', 'split']).select(range(24)).to_list()
+    heading, paths = ['image,mos,split'], [f'{r["path"]},{r["score"]:.4f}' for r in rows]
+    parts = ['train'] * 12 + ['val'] * 5 + ['test'] * 7
+    csv, bare = tmp_path/'koniq.csv', tmp_path/'bare.csv'
+    csv.write_text('\n'.join(heading + [f'{p},{s}' for p, s in zip(paths, parts)]))
+    bare.write_text('\n'.join(['image,mos', *paths]))
+    common = lambda *lines: read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines).common
+    found = module.load_parts(common(f'data={csv}'))
+    assert [len(p) for p in (found.train, found.val, found.test)] == [12, 5, 7]
+    refused(['bare.csv', "no column 'split'", '--split-col= for none'], module.load_parts, common(f'data={bare}'))
+    assert len(module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['distill_ask_words=150, 250'], ['distill_ask_words = 150, 250', 'beyond the 20 to 80 words that are kept']),
+    (['distill_ask_words=10,50'], ['distill_ask_words = 10,50', 'beyond the 20 to 80']),
+    (['distill_ask_words=50,30'], ['distill_ask_words = 50,30', 'two numbers']),
+    (['distill_ask_words=50'], ['distill_ask_words = 50', 'two numbers']),
+    (['distill_ask_words=30,40,50'], ['two numbers']),
+    (['distill_ask_words=thirty, forty'], ['distill_ask_words = thirty', 'a whole number']),
+])
+def test_words_that_would_be_asked_for_and_dropped(lines, words):
+    refused(words, read_settings, 'nano', ROOT/'settings.ini', lines)
+
+
+def test_the_papers_preset_asks_for_long_reasons_and_keeps_them():
+    asked = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini')
+    d, s = asked.stages['distill'], asked.stages['served']
+    assert d.ask_words == (150, 250) and d.min_words <= 150 and d.max_words >= 250 and s.max_tokens >= 2 * 250
+    short = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_ask_words=', 'distill_min_words=20'])
+    stage = STAGES[0]
+    run = lambda settings: Run(Path('x'), settings, lambda common: Parts([], [], [], 'photos'))
+    long_inputs, short_inputs = (module.inputs(stage, run(x)) for x in (asked, short))
+    assert long_inputs['prompt expert'] != short_inputs['prompt expert'] == '7e8acaaf71ce'
+    assert long_inputs['distill_ask_words'] == [150, 250] and json.loads(json.dumps(long_inputs)) == long_inputs
+    refused(['distill_ask_words = 150, 250', 'beyond the 100 to 200'],
+            read_settings, 'qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_max_words=200'])
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['sft_epochs=0', 'grpo_steps=0'], ['sft_epochs and grpo_steps are all 0', 'nothing would be trained']),
+    (['sft_epochs=-1'], ['sft_epochs = -1', 'from 0 to 1000']),
+])
+def test_a_run_that_trains_nothing(lines, words):
+    refused(words, read_settings, 'nano', ROOT/'settings.ini', lines)
+    assert read_settings('nano', ROOT/'settings.ini', ['sft_epochs=0']).stages['sft'].epochs == 0
+    assert read_settings('nano', ROOT/'settings.ini', ['sft_epochs=0', 'grpo_steps=0', 'see_epochs=1'])
+
+
+@pytest.mark.parametrize('lines, refuses', [
+    ([], False), (['sft_epochs=0'], True), (['sft_epochs=0', 'teacher=measured'], False),
+    (['sft_epochs=0', 'reward_consistency=text'], False),
+    (['sft_epochs=0', 'reward_consistency=text', 'reward_w_consistency=0'], True)])
+def test_nobody_pays_for_words_that_nobody_reads(lines, refuses, tmp_path):
+    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines)
+    rows = load_sample().select(range(3))
+    run = Run(tmp_path, settings, lambda common: Parts(rows, rows, rows, 'photos'))
+    if refuses: refused(['sft_epochs = 0', 'set teacher = measured'], module.check_objective_of, run)
+    else: module.check_objective_of(run)
 
 
 def test_no_nbdev_key_hides_here():

@@ -118,7 +118,7 @@ def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     assert steps[0] == steps[1] == [3, 6]
 
 
-@pytest.mark.parametrize('wrong', [dict(epochs=0), dict(learning_rate=-1), dict(batch_size=0), dict(score_sigma=0)])
+@pytest.mark.parametrize('wrong', [dict(epochs=-1), dict(learning_rate=-1), dict(batch_size=0), dict(score_sigma=0)])
 def test_impossible_settings(wrong):
     with pytest.raises(QPonderError, match=next(iter(wrong))): SFTSettings(**wrong)
 

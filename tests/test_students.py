@@ -50,6 +50,8 @@ val_share = 0.15
 student = first/model
 student_lora_rank = 4
 teacher = measured
+distill_ask_words =
+distill_min_words = 20
 served_url = http://127.0.0.1:9/v1
 served_retries = 0
 sft_epochs = 2
@@ -141,6 +143,18 @@ def test_the_papers_preset_with_an_adapter_from_photos_to_the_table(mine):
     assert main(['run', '--preset', 'tiny']) == 0 and (run/'report.html').is_file()
 
 
+def test_a_run_without_a_cold_start_begins_grpo_with_the_student(mine):
+    lines = ('sft_epochs=0', 'student_lora_rank=0', 'sft_batch_size=3')
+    assert main(['run', '--preset', 'tiny', *(x for line in lines for x in ('--set', line))]) == 0
+    run, weights = mine/'runs'/'tiny', lambda folder: load_file(folder/'model.safetensors')
+    first, passed, trained = map(weights, (mine/'first'/'model', run/'cold-start'/'model', run/'grpo'/'model'))
+    assert all(torch.equal(first[k], passed[k]) for k in first) and first.keys() == passed.keys()
+    assert not all(torch.equal(passed[k], trained[k]) for k in passed)
+    said = {p.model for p in read_predictions(run/'evaluate'/'predictions.jsonl')}
+    assert {'base', 'Q-Ponder'} <= said and 'Q-Ponder-CI' not in said
+    assert 'This run has no cold start (sft_epochs = 0).' in (run/'report.html').read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('layout, rank', [(zero3, 0), (zero3, 4), (fsdp, 0), (fsdp, 4)])
 def test_in_parts_over_two_processes_and_stopped_twice_as_if_never_stopped(mine, layout, rank):
@@ -176,7 +190,7 @@ def test_mistakes_end_before_the_first_training(wrong, words, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     rows = load_sample('train').select(range(12)).select_columns(['path', 'score']).to_list()
     (tmp_path/'my.csv').write_text('image,mos\n' + ''.join(f'{r["path"]},{r["score"]}\n' for r in rows))
-    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col', '# ')
+    ini = (files('qponder')/'settings.ini').read_text() + TINY.replace('split_col = split', 'split_col =')
     (tmp_path/'settings.ini').write_text(ini)
     save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'first'/'model')
     assert main(['run', '--preset', 'tiny', *(x for w in wrong for x in ('--set', w))]) == 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qponder.chinese import GLOSSARY, chinese, gloss, is_chinese, units
-from qponder.expert import EXPERT, OUTLINES, damage_words, expert_prompt, fill
+from qponder.expert import EXPERT, OUTLINES, damage_words, expert_prompt, fill, words_asked
 from qponder.scale import HIGH, LEVELS, LOW, level, level_bounds
 from qponder.trace import (ASPECTS, CHOICES, FAULTS, FINE, REASON, SCORE_ONLY, Parsed, Preference, Status, Trace,
                            claims, parse, parse_preference, prompt_hash, render, render_preference, show_score,
@@ -196,6 +196,22 @@ def test_every_prompt_is_its_own_and_says_what_counts():
         assert ('{score}' in prompt.text, '{choice}' in prompt.text) == \
             (not pair and 'untold' not in prompt.name, pair and 'untold' not in prompt.name), prompt.name
         assert ('{damage}' in prompt.text) == ('-known' in prompt.name)
+
+
+def test_how_much_is_asked_for_is_all_that_changes():
+    "Stored answers bear the hashes of the short prompts."
+    short = ['7e8acaaf71ce', 'c3e30dba9d32', '63151b2d9611', 'ea965bdaf16d', 'd466af603e4a', 'c9d68f8d34a4',
+             '157c1d4f3cba', 'bd3f018cf073', 'af812d9fdf22', 'adb0d4891a97', '53caed40c3b3', '096c35f9e884']
+    assert [prompt_hash(p) for p in every_prompt] == short
+    asked = [(kind, language, told) for kind, told in OUTLINES for language in ('en', 'zh')]
+    for prompt, question in zip(every_prompt, asked):
+        least, most = words_asked(*question[:2])
+        for words in ((150, 250), (least, most)):
+            longer = expert_prompt(*question, words)
+            assert str(words[0]) in longer.text and str(words[1]) in longer.text and longer.name == prompt.name
+            assert (longer == prompt) == (words == (least, most))
+            back = longer.text.replace(str(words[0]), str(least), 1).replace(str(words[1]), str(most), 1)
+            assert back == prompt.text
 
 
 def test_filled_prompts_show_the_layout():
