@@ -70,6 +70,7 @@ class Expert(BaseHTTPRequestHandler):
 @pytest.fixture
 def expert():
     "The settings of a served teacher, who is asked one question at a time by each of two workers."
+    pytest.importorskip('openai', reason='a served teacher needs the extra served')
     Expert.asked.clear()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Expert)
     Thread(target=server.serve_forever, daemon=True).start()
