@@ -70,6 +70,7 @@ class Expert(BaseHTTPRequestHandler):
 @pytest.fixture
 def expert():
     "The settings of a served teacher, who is asked one question at a time by each of two workers."
+    pytest.importorskip('openai', reason='a served teacher needs the extra served')
     Expert.asked.clear()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Expert)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -274,7 +275,8 @@ def test_what_is_left_of_a_distillation_is_what_was_kept(shards, expert, tmp_pat
 
 
 def test_a_worker_that_is_started_again_goes_on_with_what_it_has_spent(shards, cluster, expert, tmp_path):
-    job = asked(*expert, 'served_price_in=10', 'served_price_out=10', 'served_spend=20') # an answer costs 1
+    costs = 'served_price_in=10', 'served_price_out=10', 'served_spend=20' # an answer costs 1
+    job = asked(*expert, 'served_at_once=1', *costs)
     with pytest.raises(QPonderError, match='20.00 is spent, and served_spend is 20'):
         work_spread(shards[:2], mortal(job, tmp_path/'died'), tmp_path/'out', 1)
     assert len(list((tmp_path/'died').iterdir())) == 1 and len(Expert.asked) == 20
