@@ -762,6 +762,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'qponder.run.check_keys': ('run.html#check_keys', 'qponder/run.py'),
                              'qponder.run.check_layout_of': ('run.html#check_layout_of', 'qponder/run.py'),
                              'qponder.run.check_objective_of': ('run.html#check_objective_of', 'qponder/run.py'),
+                             'qponder.run.check_photos_of': ('run.html#check_photos_of', 'qponder/run.py'),
                              'qponder.run.check_rewards_of': ('run.html#check_rewards_of', 'qponder/run.py'),
                              'qponder.run.check_stage': ('run.html#check_stage', 'qponder/run.py'),
                              'qponder.run.check_student': ('run.html#check_student', 'qponder/run.py'),

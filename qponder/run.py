@@ -10,7 +10,7 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'names_in', 'lineage', 'override', 're
            'image_policy', 'seed_all', 'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted',
            'follow', 'run_stage', 'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage',
            'grpo_stage', 'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_layout_of',
-           'check_objective_of', 'without_grpo', 'run_stages']
+           'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, gc, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -298,15 +298,13 @@ def cut_parts(
     rows: Any, # a dataset with a `split` column
     common: Common, # shares and seed of our own cuts
 ) -> tuple[Any, Any, Any]: # training, validation and test rows
-    "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for bad ones"
+    "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for other names"
     from qponder.data import PARTS, cut_validation, wrong_parts
     if wrong := wrong_parts(rows['split']): raise QPonderError(f'{common.data}: {wrong[0][1]}')
     split = np.array(rows['split'], dtype=object)
     if set(split) == {None}: (train, test), val = cut_validation(rows, common.test_share, common.seed), ()
     else: train, val, test = (rows.select(np.flatnonzero(split == name)) for name in PARTS)
     if not len(val): train, val = cut_validation(train, common.val_share, common.seed)
-    for path, n in Counter([*val['path'], *test['path']]).most_common(1):
-        if n > 1: raise QPonderError(f'{common.data}: {path} is there {n} times among val and test; keep one')
     return train, val, test
 
 # %% ../nbs/13_run.ipynb #c51261cd
@@ -793,6 +791,16 @@ def check_layout_of(
     if run.settings.stages['see'].epochs and world > 1: raise QPonderError('see_epochs trains the tower of a small '
         'student, which is the work of one process: give the command without a launcher')
 
+# %% ../nbs/13_run.ipynb #953fda55
+def check_photos_of(
+    run: Run, # settings and photos
+) -> None:
+    "`QPonderError` for a photo that would be rated twice, unless all are rated"
+    if is_done(run, 'evaluate'): return
+    data, parts = run.settings.common.data, run.parts
+    for path, n in Counter([*parts.val['path'], *parts.test['path']]).most_common(1):
+        if n > 1: raise QPonderError(f'{data}: {path} is there {n} times among val and test; keep one')
+
 # %% ../nbs/13_run.ipynb #6fb98e65
 def check_objective_of(
     run: Run, # settings and photos
@@ -830,5 +838,6 @@ def run_stages(
     if any(s.work is cold_start_stage for s in stages):
         for check in (check_student, check_layout_of, check_objective_of): check(run)
     if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
+    if any(s.work is evaluate_stage for s in stages): check_photos_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder

@@ -550,12 +550,13 @@ def test_a_torn_note_is_an_error_that_names_it(run):
 def test_difference_is_none_only_for_equals(a, b): assert (difference(a, b) is None) == (a == b)
 
 
-def test_a_photo_that_would_be_rated_twice_is_found_before_anything_is_trained():
-    def cut(paths, *parts):
-        return module.cut_parts(Dataset.from_dict(dict(path=list(paths), split=parts)), Common(data='my.csv'))
-    assert [len(part) for part in cut('aabc', 'train', 'train', 'val', 'test')] == [2, 1, 1]
-    for parts in (('train', 'val', 'test', 'test'), ('train', 'test', 'val', 'test')):
-        refused(['my.csv: c is there 2 times'], cut, 'abcc', *parts)
+def test_a_photo_that_would_be_rated_twice_is_found_before_anything_is_trained(tmp_path, ini):
+    rows = lambda paths: Dataset.from_dict(dict(path=list(paths)))
+    run = lambda val, test: Run(tmp_path/'r', read_settings('nano', ini, ['data=my.csv'], KINDS),
+                                lambda _: Parts(rows('aa'), rows(val), rows(test), 'hash'))
+    module.check_photos_of(run('bc', 'd'))
+    for val, test in (('b', 'cc'), ('bc', 'dc')):
+        refused(['my.csv: c is there 2 times'], run_stages, run(val, test), STAGES[-1:])
 
 
 def test_folders_hash_by_content_and_names(tmp_path):
