@@ -693,7 +693,9 @@ def evaluate_stage(
 ) -> None:
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
+    from qponder.fast import keep_memory
     from qponder.model import best_device
+    keep_memory()
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     if not run.settings.stages['grpo'].steps: del trained['Q-Ponder']
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts

@@ -35,6 +35,7 @@ from uuid import uuid4
 from fastcore.basics import chunked
 
 from .distill import DistillSettings, distill, mend
+from .fast import keep_memory
 from .rate import PHOTOS, Rater, Rating, rate_seen, try_open
 from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import QPonderError
@@ -191,6 +192,7 @@ class RateJob:
     def start(self,
         workers: int = 1, # which share nothing
     ) -> Do:
+        keep_memory()
         rater = Rater(self.model, self.device)
         return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
 
