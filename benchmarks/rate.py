@@ -25,8 +25,9 @@ from qponder import __version__
 from qponder.fast import checkpoint, is_nano
 from qponder.photo import ASSETS, open_image, photo_view, pristine
 
-COLD = 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
-WARM = '''
+KEEP = 'from qponder.fast import keep_memory\nkeep_memory()\n' # as `qponder rate` does
+COLD = KEEP + 'from qponder.rate import Rater; print(Rater(model).rate(photo, reasons=reasons))'
+WARM = KEEP + '''
 from statistics import median
 from qponder.rate import Rater
 rater, times = Rater(model), []
@@ -36,7 +37,7 @@ for photo in photos:
     times.append(time.perf_counter() - start)
 said['seconds'] = median(times[1:])
 '''
-FOLDER = '''
+FOLDER = KEEP + '''
 from qponder.rate import Rater, rate_many, find_photos
 rater, photos = Rater(model, size=size), find_photos([folder])
 list(rate_many(rater, photos[:16], reasons))

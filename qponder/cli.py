@@ -180,7 +180,9 @@ def do_rate(
     args: argparse.Namespace, # photos, model, score_only, size, json
 ) -> int: # exit code: 1 if a photo could not be rated
     "`qponder rate`: a line for each photo, as soon as it is there"
+    from qponder.fast import keep_memory
     from qponder.rate import Rater, find_photos, rate_many
+    keep_memory()
     failed, photos = False, find_photos(args.photos)
     for r in rate_many(Rater(args.model, device_for(args.model), args.size), photos, reasons=not args.score_only):
         failed |= r.score is None

@@ -457,7 +457,6 @@ def load_nano(
     size: int = 0, # side of the photos, pixels; 0: as it was trained
 ) -> Nano:
     "Load a nano and check its image policy. Raises QPonderError for anything else."
-    keep_memory()
     folder = checkpoint(name)
     parts = read_parts(folder)
     if wrong := unlike_nano(parts): raise QPonderError(f'{folder}: this is no nano: {", ".join(wrong)}')

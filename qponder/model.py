@@ -42,8 +42,8 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutpu
 from transformers.utils import logging
 
 from .fast import (SCORES, Generation, as_source, asked_as, check_policy, checkpoint, expect, expect_level,
-                          fast_bf16, keep_memory, level_token_ids, policy_of, reads_levels, rename_attention,
-                          score_next, score_token_ids, verdict_of)
+                          fast_bf16, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
+                          score_token_ids, verdict_of)
 from .processes import in_parts, place
 from .scale import QPonderError, check_range
 from .trace import Trace, messages, parse, render, student_prompt
@@ -626,7 +626,6 @@ def load_student(
     **how: object, # of `from_pretrained`, such as quantization_config
 ) -> Student:
     "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."
-    keep_memory()
     source = as_source(folder := checkpoint(name))
     how = {'dtype': torch.float32, 'output_loading_info': True} | how
     try:

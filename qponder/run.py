@@ -707,7 +707,9 @@ def evaluate_stage(
 ) -> None:
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
+    from qponder.fast import keep_memory
     from qponder.model import best_device
+    keep_memory()
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     for model, stage, n in (('Q-Ponder-CI', 'sft', 'epochs'), ('Q-Ponder', 'grpo', 'steps')):
         if not getattr(run.settings.stages[stage], n): del trained[model]

@@ -39,8 +39,8 @@ from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
 from .degrade import spoil
 from .distill import Record, read_rows
-from .fast import (SCORES, Verdict, expected_score, fast_bf16, level_token_ids, score_token_ids, verdict_of,
-                          verdict_place)
+from .fast import (SCORES, Verdict, expected_score, fast_bf16, keep_memory, level_token_ids, score_token_ids,
+                          verdict_of, verdict_place)
 from .model import Student, generate, no_bars, remember, save_student
 from .objectives import (Objective, check_objective, fidelity_loss, label_divergence, level_trace, mixed,
                                 one_hot, prompts_of, soft_label)
@@ -407,6 +407,7 @@ def go_on_from(
     *begun: object, # arguments of `beginning`, which are kept in begun.json
 ) -> Path | None: # the newest checkpoint; None where there is nothing to go on with
     "Where a training goes on. `QPonderError` if what lies there, checkpoints or another result, began otherwise."
+    keep_memory() # here all trainings begin
     out, now, newest = Path(out), beginning(*begun), newest_checkpoint(Path(out) / kept)
     found, note = newest or [*out.glob('own-*.jsonl'), *out.glob('judge.safetensors')], out / 'begun.json'
     old = json.loads(note.read_text(encoding='utf-8')) if found and note.exists() else {}

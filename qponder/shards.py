@@ -35,6 +35,7 @@ from uuid import uuid4
 from fastcore.basics import chunked
 
 from .distill import DistillSettings, distill, mend
+from .fast import keep_memory
 from .rate import PHOTOS, Rater, Rating, rate_seen, try_open
 from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import HIGH, LOW, QPonderError
@@ -193,6 +194,7 @@ class RateJob:
         workers: int = 1, # which share nothing
         account: Path | None = None, # not used: rating costs nothing
     ) -> Do:
+        keep_memory()
         rater = Rater(self.model, self.device)
         return lambda rows, folder: write_ratings(rater, rows, folder, self.reasons)
 

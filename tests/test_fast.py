@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
+from qponder import fast
+from qponder.cli import main
 from qponder.fast import answer, checkpoint, is_nano, load_nano
 from qponder.model import Student, generate, load_student, release, save_student, tiny_student
 from qponder.photo import ASSETS, open_image, pristine
@@ -162,3 +164,11 @@ def test_a_folder_is_not_replaced_by_a_student_that_ships(tmp_path, monkeypatch)
 def test_other_folders_of_the_package_are_no_students(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(QPonderError, match='no such folder'): checkpoint(name)
+
+
+def test_loading_gives_the_allocator_no_advice(monkeypatch):
+    "It is the whole process's: a service would never get back what another of its parts let go"
+    def never(*_): raise AssertionError('asked the C library')
+    monkeypatch.setattr(fast.ctypes, 'CDLL', never)
+    assert load_nano('nano') and load_student('nano-base')
+    with pytest.raises(AssertionError, match='C library'): main(['rate', str(pristine()[0])])
