@@ -46,7 +46,7 @@ from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_ju
 from .processes import in_parts, place, shared_groups
 from .reward import RewardSettings, add_up, check_needs, own_parts, trl_rewards
 from .scale import QPonderError, check_range
-from .sft import JsonlLog, Validate, asked, at_rest, both_ways, go_on_from, keep_trained, restore
+from .sft import JsonlLog, Validate, as_trained, asked, both_ways, go_on_from, keep_trained, restore
 from .trace import parse
 
 # %% ../nbs/09_grpo.ipynb #fdaa170a
@@ -241,7 +241,7 @@ class LookFirst(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step or not self.settings.preflight_prompts: return
-        with at_rest(self.student, model) as student: check_preflight(self.look(student), self.settings)
+        check_preflight(self.look(as_trained(self.student, model)), self.settings)
 
 # %% ../nbs/09_grpo.ipynb #635cd839
 class Alarm(TrainerCallback):

@@ -11,14 +11,13 @@ what the score *means*, and two callbacks that keep a log and validate. A stoppe
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'soft_target', 'score_terms',
            'rank_terms', 'scores_of', 'claim_phrases', 'claimed', 'trace_loss', 'order_terms', 'word_loss', 'number',
-           'JsonlLog', 'validation', 'at_rest', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
+           'JsonlLog', 'validation', 'as_trained', 'Validate', 'check_lessons', 'SFTSettings', 'newest_checkpoint',
            'beginning', 'go_on_from', 'restore', 'sft_config', 'population', 'loss_terms', 'word_terms',
            'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching', 'pass_on', 'cold_start']
 
 # %% ../nbs/08_sft.ipynb #7df7e558
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -306,16 +305,12 @@ def validation(
     return {'val_srcc': rho, 'val_parse_rate': len(pairs) / len(reads)}
 
 # %% ../nbs/08_sft.ipynb #1111544d
-@contextmanager
-def at_rest(
+def as_trained(
     student: Student, # in training
     model: nn.Module | None = None, # it, as its trainer holds it: under an adapter, or in parts; None: as it is
-) -> Iterator[Student]: # to ask
-    "Ask a student between two steps."
-    asked = student if model is None else replace(student, model=model)
-    training = asked.model.training
-    yield asked
-    asked.model.train(training)
+) -> Student: # to ask
+    "A student between two steps."
+    return student if model is None else replace(student, model=model)
 
 # %% ../nbs/08_sft.ipynb #ef6d69a7
 class Validate(TrainerCallback):
@@ -330,8 +325,7 @@ class Validate(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.val is None or (state.global_step % self.every and state.global_step != state.max_steps): return
-        with at_rest(self.student, model) as student: said = validation(student, self.val)
-        self.log.write(state.global_step, said)
+        self.log.write(state.global_step, validation(as_trained(self.student, model), self.val))
 
 # %% ../nbs/08_sft.ipynb #1b83fbbe
 def check_lessons(
@@ -531,10 +525,8 @@ def teaching(
     records: Sequence[Record], # what it learns
     settings: SFTSettings, # objective and weights
 ) -> dict: # keyword arguments of `TraceTrainer`: trace_loss, data_collator (None: TRL's own)
-    "What an objective hands to the trainer. Raises QPonderError for records that lack what it needs."
+    "What an objective hands to the trainer."
     tokenizer, worded = student.processor.tokenizer, settings.objective != 'trace'
-    check_objective(settings.objective, [r.name for r in records], [r.std for r in records],
-                    settings.batch_size)
     student.model.config.prompts = prompts_of(settings.objective, settings.mix)
     loss = (partial(word_loss, **word_terms(tokenizer, settings)) if worded else
             partial(trace_loss, **loss_terms(tokenizer, records, settings)))
@@ -561,7 +553,9 @@ def cold_start(
     progress: bool = False, # show a progress bar
     how: StudentSettings = StudentSettings(), # in full or by an adapter, with a frozen tower or not
 ) -> Path: # the folder of the trained student, Q-Ponder-CI
-    "Teach `student` the traces; started again alike, go on from the newest checkpoint; else `go_on_from` raises."
+    """Teach `student` the traces; started again alike, go on from the newest checkpoint. Raises QPonderError for
+    records that lack what the objective needs, and see `go_on_from`."""
+    check_objective(settings.objective, [r.name for r in records], [r.std for r in records], settings.batch_size)
     out, newest = Path(out), go_on_from(out, 'checkpoints', student, records, seed, settings, how)
     student.model.config.score_percentiles = population(records)
     if not settings.epochs: return pass_on(student, out)

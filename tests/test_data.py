@@ -306,7 +306,7 @@ def test_doubles_within_a_part_are_no_leak(table):
 
 @pytest.mark.parametrize('parts, found', [
     (['training', 'testing', 'training'], [(2, "2 of 3 rows have the part 'training'"), (3, "the part 'testing'")]),
-    (['0', '1', '0'], [(2, "the part '0'"), (3, "the part '1'")]), (['train', 'train', ' test'], [(4, "' test'")]),
+    (['0', '1', '0'], [(2, "the part '0'"), (3, "the part '1'")]), (['train', 'train', 'test '], [(4, "'test '")]),
     (['train', '', 'test'], [(3, 'have no part')]), (['train', 'train', 'train'], [(2, 'no row belongs to test')]),
     (['train', 'test', 'test'], [(2, 'too few photos (or references) for 2 parts: 1')]), (['', '', ''], []),
     (['train', 'val', 'test'], [])])
