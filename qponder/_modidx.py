@@ -225,6 +225,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qponder.distill.length': ('distill.html#length', 'qponder/distill.py'),
                                  'qponder.distill.load_lines': ('distill.html#load_lines', 'qponder/distill.py'),
                                  'qponder.distill.load_records': ('distill.html#load_records', 'qponder/distill.py'),
+                                 'qponder.distill.load_settled': ('distill.html#load_settled', 'qponder/distill.py'),
                                  'qponder.distill.main_fault': ('distill.html#main_fault', 'qponder/distill.py'),
                                  'qponder.distill.marked': ('distill.html#marked', 'qponder/distill.py'),
                                  'qponder.distill.mend': ('distill.html#mend', 'qponder/distill.py'),

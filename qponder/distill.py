@@ -7,9 +7,10 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request
            'photo_faults', 'main_fault', 'write_reasoning', 'image_sha', 'MeasuredTeacher', 'Record', 'check_asked',
            'DistillSettings', 'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden',
            'aspects', 'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
-           'load_records', 'read_rows', 'write_records', 'rewrite', 'fingerprint', 'teacher_seed', 'check_teacher',
-           'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions', 'faults_to_tell', 'ask',
-           'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill', 'keep_table']
+           'load_records', 'read_rows', 'write_records', 'load_settled', 'rewrite', 'fingerprint', 'teacher_seed',
+           'check_teacher', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions',
+           'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill',
+           'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -484,8 +485,8 @@ except ImportError: fcntl = None # Windows
 def held(
     path: Path, # a file; made if it is missing
 ) -> Iterator[None]:
-    "Keep other writers from a file for a moment; without effect on Windows, and on disks that know no locks"
-    if fcntl is None: yield; return
+    "Keep other writers from a file for a moment; without effect on Windows, on disks that know no locks, and read-only"
+    if fcntl is None or path.exists() and not os.access(path, os.W_OK): yield; return
     with open(path, 'a') as f:
         with suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
         if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): yield; return
@@ -564,6 +565,18 @@ def write_records(
     except OSError as e:
         raise QPonderError(f'{path}: cannot be written ({e.strerror}); make room or choose another folder. '
                            'What was written before is kept') from e
+
+# %% ../nbs/05_distill.ipynb #3ab66aef
+def load_settled(
+    path: Path, # a JSONL file; may be missing
+    load: Callable[[Path], list], # such as `load_records`
+) -> list: # [] without a file
+    "The records of a file to which others may be adding, without a torn last line"
+    if not path.exists(): return []
+    mend(path)
+    try:
+        with held(path): return load(path)
+    except OSError as e: raise QPonderError(f'{path}: cannot be opened ({e.strerror}); choose another folder') from e
 
 # %% ../nbs/05_distill.ipynb #833c443b
 def rewrite(
@@ -796,10 +809,9 @@ class Answers:
         kind: type[Record] = Record, # or a class derived from it
         before: Sequence[Path] = (), # such files of other settings; an answer in them is as good as one here
     ):
-        for p in (path, *before): mend(p)
         self.path, self.load = path, partial(load_records, kind=kind)
-        self.known = newest(self.load(path)) if path.exists() else {}
-        self.before = {r.id: r for p in before for r in load_records(p, kind) if r.verdict != 'unanswered'}
+        self.known = newest(load_settled(path, self.load))
+        self.before = {r.id: r for p in before for r in load_settled(p, self.load) if r.verdict != 'unanswered'}
         self.asking, self.lock, self.rejudged, self.trial = {}, Lock(), set(), trial or Trial(0)
 
     def only(self, key: str) -> Lock: # to be held while a question is asked

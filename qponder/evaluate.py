@@ -32,7 +32,8 @@ from scipy.special import gamma
 from scipy.stats import kendalltau, rankdata
 from skimage.color import rgb2gray
 
-from .distill import _open, _rows, image_sha, load_lines, mend, photo_faults, rewrite, write_records
+from .distill import (_open, _rows, image_sha, load_lines, load_settled, photo_faults, rewrite,
+                             write_records)
 from .measure import Calibration, features, measure
 from .photo import ImageError
 from .reward import RewardSettings, aspect_agreement, reward
@@ -314,8 +315,8 @@ def resume(
     batch_size: int = 16, # rows at a time
 ) -> list[Prediction]: # one per row, in their order
     "Predictions stored already, and new ones, stored as they come. `QPonderError` for rows that `check_rows` refuses"
-    mend(out := Path(out))
-    stored, keep = read_predictions(out) if out.exists() else [], partial(_lasting, model=model, split=split)
+    out, keep = Path(out), partial(_lasting, model=model, split=split)
+    stored = load_settled(out, read_predictions)
     kept = keep(stored)
     if len(kept) < len(stored): rewrite(out, read_predictions, keep)
     done = {p.path: p for p in kept if (p.model, p.split) == (model, split)}
