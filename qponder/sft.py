@@ -300,6 +300,7 @@ def at_rest(
     "Ask a student between two steps."
     asked = student if model is None else replace(student, model=model)
     training = asked.model.training
+    asked.model.eval()
     yield asked
     asked.model.train(training)
 
