@@ -28,9 +28,8 @@ from scipy.stats import rankdata
 
 from qponder.data import load_sample
 from qponder.evaluate import Interval, Prediction, bootstrap, paired_bootstrap, plcc, predict, srcc, swapped, values
-from qponder.fast import checkpoint
 from qponder.rate import Rater
-from qponder.run import Run, read_settings, sha, versions, write_json
+from qponder.run import Run, read_settings, sha, student_sha, versions, write_json
 from qponder.trace import parse
 
 
@@ -118,8 +117,9 @@ def all_answers(found: list[list[Answers]], ids: dict[str, np.ndarray]) -> pd.Da
         columns = dict(photo=photo, photos=photos, clean=[p not in DOUBLES for p in photo], people=mine[0].truth)
         for a in mine:
             columns |= {f'{a.model} {a.mode} {which}': a.scores(which) for which in ('expected', 'greedy')}
-            if a.mode == 'reason': columns |= {f'{a.model} {k}': a.part(k) for k in ('agreement', 'consistency')}
-            if a.mode == 'reason': columns[f'{a.model} grounding'] = np.subtract(*a.aspects)
+            if a.mode == 'score': continue
+            paid = {k: a.part(k) for k in ('agreement', 'consistency')} | {'grounding': np.subtract(*a.aspects)}
+            columns |= {f'{a.model} {k}': v for k, v in paid.items()}
         parts.append(pd.DataFrame(columns).round(3))
     return pd.concat(parts)
 
@@ -161,7 +161,7 @@ def main():
     all_answers(found, ids).to_csv(args.out / 'answers.csv', index=False)
     worst(found[0][0], photo).to_csv(args.out / 'worst.csv', index=False)
     write_json(args.out / 'manifest.json', dict(figures=[*map(plain, rows)], gains=[*map(plain, gains)],
-        versions=versions(), models={m: sha(checkpoint(m.partition('@')[0])) for m in args.models},
+        versions=versions(), models={m: student_sha(m.partition('@')[0]) for m in args.models},
         data=sha(args.data)))
 
 

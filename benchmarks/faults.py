@@ -6,8 +6,8 @@ Every photo is rated as it is, and spoiled in nineteen ways and five severities.
 fault that the damage causes; *as the main one*: it calls it the main problem. *Ordered*: of two severities of the
 same damage to the same photo, the worse one has the lower score. What else is named, and what is named in a photo
 that nobody spoiled, stands below the table. Intervals are 95 %, by bootstrap over photos. `--out FOLDER` keeps
-predictions.jsonl and manifest.json. Without `--photos` the six Kodak photos that ship with qponder are used: nano-
-base was taught with them, and nano was chosen with them, so look at other photos, too.
+predictions.jsonl and manifest.json. Without `--photos` the six Kodak photos that ship with qponder are used:
+nano-base was taught with them, and nano was chosen with them, so look at other photos, too.
 """
 import argparse
 import json
@@ -18,10 +18,9 @@ import numpy as np
 
 from qponder.degrade import DEGRADATIONS, degrade
 from qponder.evaluate import Interval, bootstrap
-from qponder.fast import checkpoint
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater, find_photos
-from qponder.run import sha, versions, write_json
+from qponder.run import sha, student_sha, versions, write_json
 from qponder.trace import claims
 
 UNSPOILED = 'none', 0
@@ -108,7 +107,7 @@ def main():
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
-        write_json(args.out / 'manifest.json', dict(model=args.model, weights=sha(checkpoint(args.model)),
+        write_json(args.out / 'manifest.json', dict(model=args.model, weights=student_sha(args.model),
             side=args.side, versions=versions(), table=damage, photos={p.name: sha(p) for p in photos},
             **{k: vars(v) if isinstance(v, Interval) else v for k, v in known.items()}))
 

@@ -26,7 +26,7 @@ from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
 from qponder.model import Student, encode, plain_attention, remember, share_prompts
 from qponder.photo import open_image
 from qponder.reward import trl_rewards
-from qponder.run import sha, versions
+from qponder.run import student_sha, versions
 
 
 class Clock:
@@ -125,7 +125,7 @@ def main():
         print(f'| {r["path"]} | ' + ' | '.join(f'{c:.2f}' for c in cells) + ' |')
     print(f'{ours["rollouts_per_second"] / stock["rollouts_per_second"]:.1f} times the stock path; '
           f'the losses of the same rollouts differ by {gap:.1e}')
-    about = dict(student=args.student, weights=sha(checkpoint(args.student)), group_size=args.group_size,
+    about = dict(student=args.student, weights=student_sha(args.student), group_size=args.group_size,
                  photos=args.photos, threads=torch.get_num_threads(), **versions())
     if args.out: args.out.write_text(''.join(json.dumps(r | {'loss': same[r['path']]} | about) + '\n' for r in results))
     if gap > 1e-4: raise SystemExit('the losses differ by more than 1e-4')

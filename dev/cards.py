@@ -41,10 +41,10 @@ def stored(
 
 def row(
     kind: str,  # 'figures' or 'gains'
-    photos: str,  # a key of `SETS`
+    **known: str,  # such as photos='clean'
 ) -> dict:
-    "The first row about these photos, with reasons: nano's, or its gain over nano-ci."
-    return next(r for r in stored('accuracy')[kind] if (r['photos'], r['mode']) == (photos, 'reason'))
+    "The first row of these, with reasons."
+    return next(r for r in stored('accuracy')[kind] if (known | {'mode': 'reason'}).items() <= r.items())
 
 
 def results(
@@ -64,7 +64,7 @@ def gains() -> str:  # Markdown
              'agreement of the words with score and photo': 'agreement',
              'the reward for consistency, less where the score is inaccurate': 'consistency',
              'how much better the words agree with their own photo than with others': 'grounding'}
-    return '\n'.join(f'- {what}: {Interval(**row("gains", "clean")[key])}' for what, key in named.items())
+    return '\n'.join(f'- {what}: {Interval(**row("gains", photos="clean")[key])}' for what, key in named.items())
 
 
 def faults(
@@ -93,8 +93,7 @@ def card(
 ) -> str:  # Markdown
     "The whole card."
     text = (ROOT/'dev/card.md').read_text(encoding='utf-8')
-    different = next(r['different reasonings'] for r in stored('accuracy')['figures']
-                     if (r['model'], r['photos'], r['mode']) == (model, 'official', 'reason'))
+    different = row('figures', photos='official', model=model)['different reasonings']
     found = dict(model=model, note=NOTE, about=ABOUT[model], results=results(model), gains=gains(), worst=WORST[model],
                  faults='\n\n'.join(faults(f'{model}-{name}', photos) for name, photos in FAULTS.items()),
                  highest=highest(model), different=f'{different:,}')

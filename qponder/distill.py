@@ -40,7 +40,7 @@ from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
 from .expert import EXPERT, damage_words, expert_prompt, fill
 from .marks import JUDGE, judge_prompt, read_marks
 from .measure import Calibration, default_calibration, degrees, measure
-from .photo import DAMAGE, ImageError, open_image, photo_view, upright
+from .photo import ImageError, open_photo, photo_view
 from .scale import HIGH, LOW, QPonderError, check_range, level
 from .trace import (ASPECTS, FAULTS, FINE, Parsed, Prompt, Status, Trace, claims, parse, prompt_hash, render,
                            strip_numbers, well_formed)
@@ -645,9 +645,8 @@ def _open(
     if not isinstance(image, (Image.Image, dict, type(None))):
         raise QPonderError(f'{path}: image is a {type(image).__name__}; give a PIL image, or none to open the path')
     if isinstance(image, dict): image = image.get('bytes') and BytesIO(image['bytes'])
-    try: return upright(image) if isinstance(image, Image.Image) else open_image(image or path)
+    try: return open_photo(image or path)
     except ImageError as e: return ImageError(f'{path}, {e}') if image else e
-    except DAMAGE as e: return ImageError(f'{path}: cannot be decoded ({e}); fetch it again or remove it')
 
 # %% ../nbs/05_distill.ipynb #58913ccb
 def _rows(
