@@ -32,7 +32,8 @@ from qponder.trace import parse
 
 PRESET, COLD = 'nano-biq2021-start', 'nano-ci'
 KERNELS = dict(threshold=.35, gaussian=.3, exponential=.3, adaptive=.5)  # width in points on 1-5
-CONSISTENCY = dict(none=0, vote=.4)  # weight, beside .5 for accuracy and .1 for layout
+CONSISTENCY = 'none', 'vote', 'text', 'difference', 'care'  # who reads; a judge needs a server
+PAY = .4  # for agreement, beside .5 for accuracy and .1 for layout
 LOGGED = ('reward', 'reward_std', 'frac_reward_zero_std', 'answers/abs_error', 'answers/readable',
           'consistency/agreement', 'entropy')
 
@@ -91,7 +92,8 @@ def grid(args: argparse.Namespace) -> None:
     run_stage(Stage('cold', lambda run: rate(run, run.folder / 'cold', COLD, 'cold', tower), ('student',)), first)
     for seed, kernel, paid in product(args.seeds, args.kernels, args.consistency):
         own = [f'seed={seed}', f'reward_kernel={kernel}', f'reward_width={KERNELS[kernel]}',
-               f'reward_w_consistency={CONSISTENCY[paid]}']
+               *(['reward_w_consistency=0'] if paid == 'none' else
+                 [f'reward_w_consistency={PAY}', f'reward_consistency={paid}'])]
         name, settings = f'{kernel}-{paid}-{seed}', read_settings(PRESET, overrides=common + own)
         run = Run(args.out, settings, lambda _: first.parts)
         uses = 'student', 'student_', 'grpo_', 'reward_'
@@ -157,7 +159,7 @@ def main():
     ask.add_argument('--data', required=True, help='the CSV of BIQ2021: file, mos, split')
     ask.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], help='of photos and sampling')
     ask.add_argument('--kernels', nargs='+', default=[*KERNELS][:3], choices=KERNELS, help='what accuracy is paid by')
-    ask.add_argument('--consistency', nargs='+', default=[*CONSISTENCY], choices=CONSISTENCY, help='paid for or not')
+    ask.add_argument('--consistency', nargs='+', default=[*CONSISTENCY], choices=CONSISTENCY, help='who reads what is paid for')
     ask.add_argument('--updates', type=int, default=12, help='of GRPO, to each run')
     ask.add_argument('--prompts', type=int, default=8, help='photos per update')
     ask.add_argument('--group-size', type=int, default=4, help='rollouts per photo')
