@@ -159,7 +159,7 @@ def main():
     ask.add_argument('--data', required=True, help='the CSV of BIQ2021: file, mos, split')
     ask.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], help='of photos and sampling')
     ask.add_argument('--kernels', nargs='+', default=[*KERNELS][:3], choices=KERNELS, help='what accuracy is paid by')
-    ask.add_argument('--consistency', nargs='+', default=[*CONSISTENCY], choices=CONSISTENCY, help='who reads what is paid for')
+    ask.add_argument('--consistency', nargs='+', default=[*CONSISTENCY], choices=CONSISTENCY, help='who reads')
     ask.add_argument('--updates', type=int, default=12, help='of GRPO, to each run')
     ask.add_argument('--prompts', type=int, default=8, help='photos per update')
     ask.add_argument('--group-size', type=int, default=4, help='rollouts per photo')
