@@ -21,7 +21,7 @@ Modules:
 - `qponder.marks`: A second model as judge of the reasoning: what it is asked, and how its marks are read
 - `qponder.measure`: Ten low-level measures of a photo, and the faults that they indicate
 - `qponder.model`: Students are vision-language models: load one, build nano, generate answers and expected scores, save it
-- `qponder.objectives`: Objectives of the cold start for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
+- `qponder.objectives`: SFT objectives for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
 - `qponder.own`: On-policy fine-tuning: the student describes a photo, and is taught the verdict and the score that people gave after its own words
 - `qponder.pairs`: Pairwise distillation: a teacher says which of two photos is better, and why
 - `qponder.parity`: Two engines, one student: does vLLM answer as transformers does?

@@ -1,7 +1,8 @@
 """Learned readers of the reasoning, in place of rules: a text regression, the student's own likelihood, a judge model
 
 Rules understand only the words that they were written for. Three other readers take any text: a regression that predicts the
-score from the words alone, the student itself, by the likelihood of its answer after its own reasoning, and a large model as a judge.
+score from the words alone (`text` in the settings), the student itself, by the likelihood of its answer after its own reasoning
+(`care`, `difference`), and a large model as a judge (`judge`).
 
 A *reader* is a callable: answers in, one mark each out, from 0 to 1, or `None` where it has nothing to say. What is paid for a mark
 is decided by the gates of [consistency](07b_consistency.ipynb). No reader ever sees a number of the reasoning: with "this

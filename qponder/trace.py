@@ -1,7 +1,7 @@
 """The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it
 
 A model that explains its score writes a small text, its *trace*: first its reasoning, then a number. Four stages of qponder touch that text.
-A teacher writes it, the cold start imitates it, the format reward checks it, and the evaluation reads the number out of it.
+A *teacher*, a large model, writes it; the *cold start* (SFT) trains a *student* to imitate it; the format reward checks it; and the evaluation reads the number out of it.
 
 When those four have rules of their own, they drift apart. One public project checks for line breaks that its prompt never
 mentions; users report a format reward that stays near one half. Nothing crashes, the model only learns less.
