@@ -1,7 +1,6 @@
-"""Before hours are spent: every photo's tokens are counted, and nothing will be cut off
+"""Counts the tokens of every row before training, so that no photo or answer is truncated
 
-A photo becomes as many tokens as its size asks for, and a text of that many placeholders waits for them. If a row is cut to
-a length, placeholders go, and the training stops in its third hour, or worse, goes on with half a photo. TRL's `SFTTrainer`
+A photo becomes as many image tokens as its size asks for, and the prompt has a placeholder for each. If a row is truncated, placeholders go, and the training stops in its third hour, or worse, goes on with half a photo. TRL's `SFTTrainer`
 cuts at 1024 tokens unless it is told not to; ours is told, and then the model's own context is the limit.
 
 So the whole data set is counted before training begins. What the processor *promises* for a photo of that size is looked

@@ -1,11 +1,11 @@
-"""nano in plain PyTorch: one photo rated in the time it takes to import a framework
+"""nano's forward pass and decoding in plain PyTorch, so that rating one photo need not wait for imports
 
-Whoever rates one photo waits for imports. The stock classes of nano's parts pull in five seconds and 880 MB of code that
-serves other models, and then answer within half a second. This page is what nano itself needs: a tower, a projector, a
-decoder, and greedy decoding, in some hundred lines of plain PyTorch. They read the very files that transformers reads,
+Rating one photo is mostly waiting for imports. The stock classes of nano's parts pull in five seconds and 880 MB of code that
+serves other models, and then answer within half a second. This page is what nano itself needs: a vision encoder (the *tower*), a
+projector, a decoder, and greedy decoding, in a few hundred lines of plain PyTorch. They read the same files as transformers,
 under the names of its classes.
 
-Nothing is decided here. Shapes come from `config.json`, the layout of the question from the chat template, the pixels
+This page has no choices of its own. Shapes come from `config.json`, the layout of the question from the chat template, the pixels
 from the image policy, the tokens from `tokenizer.json`; and the answers equal those of the stock classes, which this
 page shows."""
 

@@ -1,8 +1,8 @@
-"""How close is the score, and is the answer laid out as asked? What one answer earns by its number alone
+"""Rewards for one answer by itself: a kernel of its score's error, and its format
 
-In the second stage of Q-Ponder (arXiv 2506.05384) a student writes several answers to one photo, each is given a
-number, and the student learns to write more of the better ones. That number is the whole lesson. Whatever it pays for by mistake,
-the student will find.
+In the second stage of Q-Ponder (arXiv 2506.05384), GRPO, a student writes several answers to one photo, each is given a
+number, its reward, and the student learns to write more of the better ones. It learns from that number alone. Whatever the
+reward pays for by mistake, the student will find (reward hacking).
 
 This page and the four after it hold what can be paid for, each by itself; [reward](07e_reward.ipynb) puts them together.
 Here it is the score: a *kernel* says what an answer is worth by its error. All kernels are even, lie in [0,1], are 1 where

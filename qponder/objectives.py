@@ -1,7 +1,7 @@
-"""What a cold start can teach about a score beside its digits: a word, a soft label over five words, an order, and the balance of reasons and bare scores
+"""SFT objectives for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
 
-Cross-entropy on a trace teaches a score like any other word of it: 3.3 for 3.4 is as wrong as 1.0. Three papers have done
-better for students that spell numbers in digits, and this page has what they teach, as plain functions: Q-Align one of
+In the cold start (SFT), cross-entropy on a trace treats a score like any other word of it: 3.3 for 3.4 is as wrong as 1.0. Three papers have other
+objectives for students that spell numbers in digits, and this page has them as plain functions: Q-Align one of
 five level words, DeQA-Score a soft label over the five and the order of photos, Q-SiT a balance of scoring and explaining.
 [sft](08_sft.ipynb) chooses among them by name (`sft_objective`, `sft_mix`).
 

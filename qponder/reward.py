@@ -1,12 +1,12 @@
-"""What a student is paid for: a readable answer, a score close to the human one, and reasoning that agrees with both the score and the photo
+"""The reward of GRPO: the parts of the pages before, weighted and handed to TRL; the default is ours, presets are other papers'
 
 The parts stand on the pages before: the [score](07_kernels.ipynb), the [order of photos](07a_rank.ipynb), the
-[consistency](07b_consistency.ipynb) of the reasoning and [who reads it](07c_readers.ipynb), and [guards](07d_guards.ipynb).
-Here they are chosen by name, weighed, and handed to a trainer.
+[consistency](07b_consistency.ipynb) of the reasoning and its [readers](07c_readers.ipynb), and [guards](07d_guards.ipynb).
+Here they are chosen by name, weighted, and handed to a trainer.
 
 The paper (Q-Ponder, arXiv 2506.05384) says that its reward serves the accuracy of the score and the consistency of the
-reasoning together; its formulas are not public. The default is **our reconstruction**. What other papers pay for is a preset of
-`settings.ini` each, and a table below says which of its constants are theirs.
+reasoning together; its formulas are not public. The default is **our reconstruction**. Each preset of `settings.ini` pays as
+another paper does, and a table below says which of its constants are the paper's.
 
 Every part lies in [0,1], the same answers always earn the same, and an answer that cannot be read earns nothing."""
 

@@ -1,8 +1,8 @@
-"""A large model behind an address writes the traces
+"""A large model behind an OpenAI-compatible API as teacher, with retries, a limit of rate and a limit of spending
 
-The paper's teacher is Qwen2.5-VL-72B, which nobody runs in a notebook. It runs behind an address that speaks the OpenAI
-dialect, as vLLM, SGLang, `transformers serve` and most hosted models do. So this teacher needs no weights, only manners:
-a few questions at a time, patience with a server that is busy, an end to what it may cost.
+The paper's teacher is Qwen2.5-VL-72B, which nobody runs in a notebook. It runs behind an OpenAI-compatible API, as
+vLLM, SGLang, `transformers serve` and most hosted models do. So this teacher needs no weights, but some rules: a
+few questions at a time, pauses when the server is busy, an end to what it may cost.
 
 The key is read from the environment and is written nowhere."""
 

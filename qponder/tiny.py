@@ -1,7 +1,7 @@
-"""The large students' architectures in miniature, without weights: to try a pipeline before a model is fetched
+"""The large students' architectures in miniature, with random weights: to try a pipeline before a model is fetched
 
-A run with Qwen2.5-VL takes days and a GPU, and the mistake that ends it is often one that a model a hundred thousand
-times smaller would have made too: a processor that cuts image tokens off, a chat template that wants another message, an
+A run with Qwen2.5-VL takes days and a GPU, and the mistake that ends it is often one that a model tens of thousands of
+times smaller would have shown too: a processor that cuts image tokens off, a chat template that wants another message, an
 adapter that was not saved.
 
 So this page builds such models: the classes of transformers and their real processors, with random weights, a small
