@@ -4,18 +4,18 @@ Modules:
 
 - `qponder.adapt`: Full fine-tuning or LoRA: which weights are trained, what is saved, and a check that what was saved is what was trained
 - `qponder.audit`: Counts the tokens of every row before training, so that no photo or answer is truncated
-- `qponder.base`: nano-base: a small model that describes what it sees, before it has met anybody's opinion.
+- `qponder.base`: nano-base: a small vision-language model that describes known degradations and has seen no human score
 - `qponder.chinese`: Chinese reasoning, read by putting English words of the lexicon in the place of its quality terms
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
 - `qponder.data`: Rated photographs: dataset cards, the sample that ships, a CSV of your own, splits, and a check for leaks
 - `qponder.degrade`: Synthetic distortions: nineteen kinds at five severities, and the fault that each of them causes
 - `qponder.distill`: A teacher writes a reasoning trace for every rated photo; each is stored with its origin, and kept or dropped by named filters
-- `qponder.doctor`: Is this computer fit for it? What is installed, what is missing, and what is known not to go together
-- `qponder.estimate`: What a run will take, before it begins: memory, tokens, hours, money
-- `qponder.evaluate`: How good the scores are, how sure we can be of that, and whether the reasoning means anything
+- `qponder.doctor`: Checks a computer before a run: packages and their versions, GPUs, memory, disk and network
+- `qponder.estimate`: Estimates before a run: GPU memory, tokens, hours and cost
+- `qponder.evaluate`: SRCC, PLCC and RMSE with intervals, baselines in the same table, and tests of whether the reasoning depends on the photo
 - `qponder.expert`: The prompts for teacher models, sentence by sentence, with the reason for each
 - `qponder.fast`: nano's forward pass and decoding in plain PyTorch, so that rating one photo need not wait for imports
-- `qponder.grpo`: Look before you train, then let the student learn from its own answers: Q-Ponder-CI becomes Q-Ponder.
+- `qponder.grpo`: GRPO: the cold-started student learns from rewards for its own answers and becomes Q-Ponder, after a check of real rollouts
 - `qponder.guards`: Guards against wrong length and repetition, and less weight for photos on which the student is uncertain
 - `qponder.kernels`: Rewards for one answer by itself: a kernel of its score's error, and its format
 - `qponder.marks`: A second model as judge of the reasoning: what it is asked, and how its marks are read
@@ -24,19 +24,19 @@ Modules:
 - `qponder.objectives`: SFT objectives for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
 - `qponder.own`: On-policy fine-tuning: the student describes a photo, and is taught the verdict and the score that people gave after its own words
 - `qponder.pairs`: Pairwise distillation: a teacher says which of two photos is better, and why
-- `qponder.parity`: Two engines, one student: does vLLM answer as transformers does?
+- `qponder.parity`: Do vLLM and transformers give the same answers with the same student?
 - `qponder.photo`: Photos decoded as a viewer would show them, or refused with the reason
 - `qponder.processes`: Runs on several processes: ranks, who writes files, and how an update is divided
 - `qponder.rank`: Rank rewards: are photos scored in the order, or at the distance, in which people put them?
-- `qponder.rate`: The thing people call: one photo, two photos or a folder, rated with reasons
+- `qponder.rate`: Rate one photo, two photos or a folder: a quality score with reasons
 - `qponder.readers`: Learned readers of the reasoning, in place of rules: a text regression, the student's own likelihood, a judge model
 - `qponder.reward`: The reward of GRPO: the parts of the pages before, weighted and handed to TRL; the default is ours, presets are other papers'
 - `qponder.scale`: One scale for all scores, 1–5 and higher is better, and the conversion from each dataset's own
-- `qponder.see`: Before it explains anything, a small student's tower learns what people mind
+- `qponder.see`: Before the cold start, nano's vision tower is fine-tuned to predict human scores
 - `qponder.served`: A large model behind an OpenAI-compatible API as teacher, with retries, a limit of rate and a limit of spending
-- `qponder.sft`: The cold start: a student learns its teacher's traces word by word and becomes Q-Ponder-CI.
-- `qponder.shards`: Millions of photos: shards in, shards out, many workers, and nothing done twice
-- `qponder.sheet`: Kept and dropped traces with their photos on one page, to be looked through before anybody learns from them
+- `qponder.sft`: The cold start: supervised fine-tuning on the teacher's traces, which makes a student Q-Ponder-CI
+- `qponder.shards`: Rate or distill millions of photos in shards, with many workers, and do nothing twice
+- `qponder.sheet`: One page of kept and dropped traces beside their photos, to look through before training
 - `qponder.tiny`: The large students' architectures in miniature, with random weights: to try a pipeline before a model is fetched
 - `qponder.trace`: The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it"""
 

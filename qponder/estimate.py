@@ -1,8 +1,8 @@
-"""What a run will take, before it begins: memory, tokens, hours, money
+"""Estimates before a run: GPU memory, tokens, hours and cost
 
-Whoever rents eight GPUs wants to know first whether the student fits, and what it will cost. Both follow from the shape of the
-student, the size of the photos and the settings, by arithmetic that anybody can check, and from a few assumptions that
-nobody can: how well a GPU is used, how long an answer gets.
+Before renting eight GPUs one wants to know whether the student fits, and what it will cost. Both follow from the shape of the
+student, the size of the photos and the settings, by simple arithmetic, and from a few assumptions: how well a GPU is used, how
+long an answer gets.
 
 So this page counts what can be counted, on the real classes of transformers with no weights in them; it shows that the counts
 are right on students small enough to measure; and it prints the assumptions next to every result. The results are
