@@ -46,8 +46,8 @@ def given(
 def run_folder(
     args: argparse.Namespace, # preset, name, runs
 ) -> Path: # such as runs/nano
-    "Where the run lies; without a name it has that of its preset. `QPonderError` for a name that leads elsewhere"
-    name = args.name or args.preset
+    "Where the run lies; without a name it has those of its presets. `QPonderError` for a name that leads elsewhere"
+    name = args.name or '+'.join(part.strip() for part in args.preset.split(','))
     if name in ('.', '..') or {'/', '\\'} & set(name):
         from qponder.scale import QPonderError
         raise QPonderError(f'{name}: is no name for a folder in {args.runs}; give another --name, or --runs')
@@ -305,7 +305,7 @@ def add_place(
 ) -> None:
     "The options that say which run is meant"
     parser.add_argument('--preset', default='nano', help='a section of settings.ini, or several: A,B (default: nano)')
-    parser.add_argument('--name', help='name of the run (default: the preset)')
+    parser.add_argument('--name', help='name of the run (default: the preset, or A+B)')
     parser.add_argument('--runs', default='runs', metavar='DIR', help='where runs are kept (default: runs)')
 
 # %% ../nbs/14_cli.ipynb #d9aa3678

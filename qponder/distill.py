@@ -14,9 +14,9 @@ __all__ = ['SUBJECTS', 'MAIN', 'VERDICTS', 'FILTERS', 'FORBIDDEN', 'T', 'Request
            'DistillSettings', 'record_filter', 'grammar', 'gap', 'length', 'numbers', 'forbidden_kind', 'forbidden',
            'aspects', 'agreement', 'repeated', 'repeats', 'marked', 'faithful', 'judge', 'held', 'mend', 'load_lines',
            'load_records', 'read_rows', 'write_records', 'load_settled', 'rewrite', 'fingerprint', 'teacher_seed',
-           'check_teacher', 'question', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages', 'versions',
-           'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead', 'distill',
-           'keep_table']
+           'check_teacher', 'question', 'check_heeds', 'prompt_for', 'what_is_told', 'spoiled_score', 'damages',
+           'versions', 'faults_to_tell', 'ask', 'Unanswered', 'Trial', 'newest', 'Answers', 'examined', 'ahead',
+           'distill', 'keep_table']
 
 # %% ../nbs/05_distill.ipynb #99b7580f
 import json
@@ -43,7 +43,7 @@ from PIL import Image
 
 from .chinese import is_chinese, units
 from .degrade import DEGRADATIONS, random_damage, severity_degree, spoil
-from .expert import EXPERT, damage_words, expert_prompt, fill
+from .expert import EXPERT, LENGTHS, damage_words, expert_prompt, fill
 from .marks import JUDGE, judge_prompt, read_marks
 from .measure import Calibration, default_calibration, degrees, measure
 from .photo import ImageError, open_photo, photo_view
@@ -670,6 +670,20 @@ def _rounded(
     "The human score as it is told"
     return None if row.get('score') is None else round(float(row['score']), settings.decimals)
 
+# %% ../nbs/05_distill.ipynb #fd96b903
+def check_heeds(
+    teacher: Teacher, # one with a `prompt` of its own reads no other
+    settings: DistillSettings, # what is asked for and kept
+) -> None:
+    "`QPonderError`, naming every key, for a teacher that does not answer what the settings ask"
+    s, short = settings, isinstance(teacher, MeasuredTeacher)
+    mend = {'distill_language = en': s.language != 'en', 'distill_tell = yes': not s.tell,
+            'distill_ask_words to nothing': s.ask_words is not None,
+            'distill_min_words = 20': short and s.min_words > LENGTHS['en'][0][1]}
+    if getattr(teacher, 'prompt', None) and any(mend.values()):
+        raise QPonderError(f'{teacher.name} writes a few words of English, and explains the score that it is told: '
+                           f'set {", ".join(k for k in mend if mend[k])}, or ask a large model with teacher = served')
+
 # %% ../nbs/05_distill.ipynb #4dd2f196
 def prompt_for(
     row: Mapping[str, Any], # `distortion` and `severity`, if known
@@ -679,12 +693,8 @@ def prompt_for(
     "The prompt for a photo; `QPonderError` for a teacher that does not answer what the settings ask"
     kind = 'known' if known_faults(row.get('distortion'), row.get('severity')) else 'single'
     asked = expert_prompt(kind, settings.language, settings.tell, settings.ask_words)
-    own = getattr(teacher, 'prompt', None)
-    if own and (settings.language, settings.tell, settings.ask_words) != ('en', True, None):
-        raise QPonderError(f'{teacher.name} writes a few words of English, and explains the score that it is told: '
-            'set distill_language = en and distill_tell = yes, leave distill_ask_words empty (and distill_min_words at '
-            '20), or ask a large model with teacher = served')
-    return own or asked
+    check_heeds(teacher, settings)
+    return getattr(teacher, 'prompt', None) or asked
 
 # %% ../nbs/05_distill.ipynb #d253dc90
 def what_is_told(

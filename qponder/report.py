@@ -396,14 +396,16 @@ def save_page(
 def headline(
     run: Path, # a run folder
 ) -> str: # a sentence
-    "The outcome in one sentence"
+    "The outcome in one sentence: that of GRPO, or of the cold start with which the run ended"
     rows = read_json(run / 'evaluate' / 'metrics.json') or []
-    last = next((m for m in reversed(rows) if m['model'] == MODELS[-1] and m['srcc']['value'] is not None), None)
-    if not last: return 'This run has no results yet.'
-    s = last['srcc']
+    name = next((n for n in MODELS[:0:-1] if any(m['model'] == n for m in rows)), '')
+    mine = [m for m in reversed(rows) if m['model'] == name]
+    if not mine: return 'This run has no results yet.'
+    last = next((m for m in mine if m['srcc']['value'] is not None), mine[0])
+    s, unread = last['srcc'], f'{last["failed"]} answers could not be read.'
+    if s['value'] is None: return f'{name} has no SRCC on {last["photos"]} test photos; {unread}'
     inside = f' (95 % interval {s["low"]:.2f} to {s["high"]:.2f})' if s['low'] is not None else ''
-    return (f'{last["model"]} ranks {last["photos"]} test photos with an SRCC of {s["value"]:.3f}{inside}; '
-            f'{last["failed"]} answers could not be read.')
+    return f'{name} ranks {last["photos"]} test photos with an SRCC of {s["value"]:.3f}{inside}; {unread}'
 
 # %% ../nbs/12_report.ipynb #6e54e641
 def report(

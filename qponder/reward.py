@@ -15,12 +15,21 @@ Every part lies in [0,1], the same answers always earn the same, and an answer t
 # %% auto #0
 __all__ = ['PARTS', 'check_rewards', 'RewardSettings', 'normalised', 'own_parts', 'RewardParts', 'reward', 'completion_text',
            'read_faults', 'Rollouts', 'read_rollouts', 'shown', 'marked', 'paid_marks', 'fill_marks', 'paid_reading',
-           'paid', 'with_others', 'trl_rewards', 'add_up', 'check_needs']
+           'paid', 'with_others', 'source_of', 'run_file', 'load_own', 'own_reward', 'own_source', 'signed',
+           'trl_rewards', 'add_up', 'check_needs']
 
 # %% ../nbs/07e_reward.ipynb #299435ad
+import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import find_spec
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
@@ -36,7 +45,7 @@ from .scale import QPonderError, check_range
 from .trace import FAULTS, Parsed, claims, parse, strip_numbers
 
 # %% ../nbs/07e_reward.ipynb #ced59ba4
-PARTS = ('format', 'accuracy', 'consistency', 'damage', 'rank', 'length', 'repeats')
+PARTS = ('format', 'accuracy', 'consistency', 'damage', 'rank', 'length', 'repeats', 'own')
 
 # %% ../nbs/07e_reward.ipynb #a14b135b
 def check_rewards(
@@ -51,6 +60,8 @@ def check_rewards(
     for name, w in raw.items():
         if not 0 <= w <= 100: raise QPonderError(f'{name} must be a weight from 0 to 100')
     if not sum(raw.values()): raise QPonderError(f"{', '.join(raw)} are all 0: give one a weight")
+    if settings.w_own and not settings.own:
+        raise QPonderError('w_own pays for a reward of yours, but there is none: name it by own = FILE.py:FUNCTION')
     check_range(settings, aspect_share=(0, 1), rank_width=(0, 4), min_words=(0, 1e5), max_words=(1, 1e5),
                 uncertainty=(0, 100))
     if not 0 < settings.gate <= 1: raise QPonderError('gate must be above 0 and at most 1')
@@ -77,6 +88,8 @@ class RewardSettings:
     max_words: int = 80 # at least `min_words`; twice as many earn nothing
     w_repeats: float = 0. # weight of saying things once, from 0
     uncertainty: float = 0. # how much less a photo counts whose scores are scattered, see `guards.certainty`
+    w_own: float = 0. # weight of a reward of your own, from 0; with 0 it is logged alone
+    own: str | Callable[[Sequence[Answer]], Sequence[float | None]] | None = None # it, or where: my_rewards.py:brevity
 
     def __post_init__(self): check_rewards(self)
 
@@ -100,7 +113,7 @@ def own_parts(
 ) -> list[str]: # of `PARTS`
     "The parts that can be read from one answer alone"
     reader = settings.consistency != 'vote' and settings.w_consistency > 0
-    return [p for p in PARTS if p != 'rank' and not (p == 'consistency' and reader)]
+    return [p for p in PARTS if p not in ('rank', 'own') and not (p == 'consistency' and reader)]
 
 # %% ../nbs/07e_reward.ipynb #9170bb96
 @dataclass(frozen=True)
@@ -221,8 +234,10 @@ def paid_marks(
     marks: Sequence[float], # (n,) of a reader, in [0,1]; nan where there is none
     batch: Rollouts, # the answers
     settings: RewardSettings, # which gate
+    part: str = 'consistency', # or 'own', which has no gate
 ) -> list[float]: # (n,) in [0,1] or nan
     "What a reader's marks are worth"
+    if part == 'own': return [*marks]
     accuracy, form = ([getattr(p, k) for p in batch.parts] for k in ('accuracy', 'format'))
     if settings.consistency == 'care': return care(marks, accuracy, batch.photos)
     if settings.consistency == 'difference': return [*map(all_right, np.nan_to_num(marks).tolist(), accuracy, form)]
@@ -241,26 +256,27 @@ def fill_marks(
 def paid_reading(
     batch: Rollouts, # from `marked`
     settings: RewardSettings, # which gate
+    part: str = 'consistency', # or 'own'
 ) -> list[float | None]: # in [0,1]; 0 for an unreadable answer, None where no reasons were asked for or no mark given
-    "The consistency part, read by somebody else"
+    "A part that is read by somebody else"
     read = [*shown(batch)]
     given = dict(zip(read, fill_marks([batch.marks[i] for i in read], [batch.photos[i] for i in read])))
     marks = [given.get(i) for i in range(len(batch.read))]
-    paid = paid_marks([float('nan') if m is None else m for m in marks], batch, settings)
+    paid = paid_marks([float('nan') if m is None else m for m in marks], batch, settings, part)
     due = [asked and not (i in given and marks[i] is None) for i, asked in enumerate(batch.reasons)]
     return [(v if i in given else 0.) if d else None for i, (v, d) in enumerate(zip(paid, due))]
 
 # %% ../nbs/07e_reward.ipynb #16941b33
 def paid(
     part: str, # one of `PARTS`
-    batch: Rollouts, # the answers, `marked` where consistency is not by vote
+    batch: Rollouts, # the answers, `marked` where somebody else reads them
     settings: RewardSettings, # as for `reward`
 ) -> list[float | None]: # in [0,1], or None where the part does not apply
     "What each answer of a batch earns for one part"
     if part == 'rank':
         values = rank_rewards(batch.scores, batch.targets, batch.photos, batch.names, batch.stds, settings.rank,
                               settings.rank_width)
-    elif part not in own_parts(settings): values = paid_reading(batch, settings)
+    elif part not in own_parts(settings): values = paid_reading(batch, settings, part)
     else:
         due = {'format': [True] * len(batch.read), 'damage': [a and d for a, d in zip(batch.reasons, batch.spoiled)]}
         due['accuracy'] = due['format']
@@ -276,6 +292,89 @@ def with_others(
     columns = vars(replace(batch, images=[None] * len(batch.read)))
     rows, mine = of_all([*zip(*columns.values())])
     return Rollouts(*([row[i] for row in rows] for i in range(len(columns)))), mine
+
+# %% ../nbs/07e_reward.ipynb #5a72a0a6
+def source_of(
+    name: str, # my_rewards.py:brevity, or package.module:function
+) -> Path: # an existing file
+    "The file in which a function lies; `QPonderError` if there is none"
+    place, kind = name.rpartition(':')[0], 'module'
+    if place.endswith('.py'): file, kind = Path(place), 'file'
+    else:
+        try: file = Path(getattr(find_spec(place), 'origin', None) or '')
+        except (ImportError, ValueError): file = Path()
+    if file.is_file(): return file
+    raise QPonderError(f'reward_own = {name}: there is no {kind} {place!r}: write FILE.py:FUNCTION, a file of the '
+                       'working folder, or package.module:FUNCTION for what is installed')
+
+# %% ../nbs/07e_reward.ipynb #4e6e83f4
+def run_file(
+    file: Path, # Python code
+) -> ModuleType: # what it makes
+    "Run a file, once for each content"
+    source = file.read_bytes()
+    name = f'{file.stem}_{sha256(source).hexdigest()[:16]}'
+    if name not in sys.modules:
+        sys.modules[name] = module = ModuleType(name)
+        module.__file__ = str(file)
+        try: exec(compile(source, str(file), 'exec'), vars(module))
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+# %% ../nbs/07e_reward.ipynb #9c4b5bfe
+def load_own(
+    name: str, # my_rewards.py:brevity, or package.module:function
+) -> Callable[[Sequence[Answer]], Sequence[float | None]]:
+    "The function that settings name; `QPonderError` if it is not there"
+    place, _, function = name.rpartition(':')
+    file = source_of(name)
+    try: module = run_file(file) if place.endswith('.py') else import_module(place)
+    except Exception as e:
+        raise QPonderError(f'reward_own = {name}: {place} cannot be imported ({type(e).__name__}: {e})') from e
+    if callable(found := getattr(module, function, None)): return found
+    raise QPonderError(f'reward_own = {name}: there is no function {function!r} in {place}')
+
+# %% ../nbs/07e_reward.ipynb #e602bf5e
+def own_reward(
+    own: str | Callable[[Sequence[Answer]], Sequence[float | None]], # as in the settings
+) -> Callable[[Sequence[Answer]], list[float | None]]: # a reader
+    "A reward of one's own that is watched: `QPonderError`, with its name, for what is no mark"
+    do = load_own(own) if isinstance(own, str) else own
+    called = own.rpartition(':')[2] if isinstance(own, str) else getattr(do, '__name__', type(do).__name__)
+    wrong = lambda what: QPonderError(f'reward_own = {own if isinstance(own, str) else called}: {what}')
+    if called in PARTS: raise wrong(f'{called} is a part of the reward already; give the function another name')
+    def read(answers: Sequence[Answer]) -> list[float | None]:
+        try: marks = [*do(answers)]
+        except Exception as e: raise wrong(f'it fails on {len(answers)} answers ({type(e).__name__}: {e})') from e
+        if len(marks) != len(answers): raise wrong(f'{len(marks)} marks for {len(answers)} answers: give one for each')
+        for m in marks:
+            if m is not None and not (isinstance(m, Real) and 0 <= m <= 1):
+                raise wrong(f'{m!r} is no mark: give numbers from 0 to 1, or None where it has nothing to say')
+        return marks
+    read.__name__ = called
+    return read
+
+# %% ../nbs/07e_reward.ipynb #41036214
+def own_source(
+    own: str | Callable, # as in the settings
+) -> str: # 16 hex digits
+    "A hash of the file that settings name, or of the text of a function (what it refers to is not in it)"
+    if isinstance(own, str): source = source_of(own).read_bytes()
+    else:
+        try: source = inspect.getsource(own if hasattr(own, '__name__') else type(own)).encode()
+        except (OSError, TypeError): source = b''
+    return sha256(source).hexdigest()[:16]
+
+# %% ../nbs/07e_reward.ipynb #5ad81d8f
+def signed(
+    settings: RewardSettings, # as for `reward`
+) -> RewardSettings: # which JSON can hold, and which tell one function from another of that name
+    "The settings with a reward of one's own as a text: its name and the hash of its source"
+    if not settings.own: return settings
+    name = settings.own if isinstance(settings.own, str) else own_reward(settings.own).__name__
+    return replace(settings, own=f'{name} {own_source(settings.own)}')
 
 # %% ../nbs/07e_reward.ipynb #5aaaec01
 def _details(
@@ -296,7 +395,7 @@ def _details(
 def _trl_reward(
     part: str, # one of `PARTS`
     settings: RewardSettings, # as for `reward`
-    reader: Callable | None = None, # for a consistency that is not by vote
+    reader: Callable | None = None, # for a consistency that is not by vote; from `own_reward` for 'own'
 ) -> Callable[..., list[float | None]]: # a reward function as `GRPOTrainer` calls it; None: does not apply
     "One part of the reward as a function of a batch; with `whole`, processes do not share it"
     def function(prompts: list, completions: list, score: list[float], whole: bool = False,
@@ -307,7 +406,7 @@ def _trl_reward(
         values = paid(part, every, settings)[mine]
         for metric, value in _details(part, batch, values).items() if log_metric else (): log_metric(metric, value)
         return values
-    function.__name__ = function.__qualname__ = part
+    function.__name__ = function.__qualname__ = reader.__name__ if part == 'own' else part
     return function
 
 # %% ../nbs/07e_reward.ipynb #3144e1d6
@@ -315,11 +414,13 @@ def trl_rewards(
     settings: RewardSettings = RewardSettings(), # kernel, weights, gate
     reader: Callable[[Sequence[Answer]], Sequence[float | None]] | None = None, # needed unless consistency is by vote
 ) -> tuple[list[Callable[..., list[float | None]]], list[float]]: # for `reward_funcs` and `GRPOConfig.reward_weights`
-    "The parts as TRL reward functions, named as in `PARTS`, and their weights, which sum to 1"
+    "The parts as TRL reward functions, named as in `PARTS` or as your own is, and their weights, which sum to 1"
     if 'consistency' not in own_parts(settings) and not reader:
         raise QPonderError(f'consistency {settings.consistency} needs a reader: give `trl_rewards` one of `readers`')
-    names = [p for p, w in settings.weights.items() if w or p in PARTS[:3]]
-    return [_trl_reward(p, settings, reader) for p in names], [settings.weights[p] for p in names]
+    own = own_reward(settings.own) if settings.own else None
+    names = [p for p, w in settings.weights.items() if w or p in PARTS[:3] or own and p == 'own']
+    functions = [_trl_reward(p, settings, own if p == 'own' else reader) for p in names]
+    return functions, [settings.weights[p] for p in names]
 
 # %% ../nbs/07e_reward.ipynb #f7e11e33
 def add_up(

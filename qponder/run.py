@@ -9,8 +9,8 @@ __all__ = ['STAGES', 'Entry', 'read_ini', 'names_in', 'lineage', 'override', 're
            'require', 'used', 'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory',
            'image_policy', 'seed_all', 'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted',
            'follow', 'run_stage', 'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage',
-           'grpo_stage', 'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_layout_of',
-           'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
+           'grpo_stage', 'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_own_of',
+           'check_layout_of', 'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, gc, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -359,13 +359,15 @@ class Run:
 
     @property
     def teacher(self) -> Callable[[Any], str]: # a `qponder.distill.Teacher`
-        "The teacher that the settings name; `QPonderError` for a served one that is not named"
+        "The teacher that the settings name; `QPonderError` where it cannot be asked as they say"
         seed = self.settings.common.seed
         if self.settings.common.teacher == 'served':
             from qponder.served import ServedTeacher
             return ServedTeacher(self.settings.stages['served'], seed)
-        from qponder.distill import MeasuredTeacher
-        return MeasuredTeacher(seed=seed)
+        from qponder.distill import MeasuredTeacher, check_heeds
+        teacher = MeasuredTeacher(seed=seed)
+        if asked := self.settings.stages.get('distill'): check_heeds(teacher, asked)
+        return teacher
 
     @property
     def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one
@@ -424,6 +426,9 @@ def inputs(
     require(stage, run.folder)
     out = used(stage, run.settings) | {'data': run.parts.hash}
     if 'student' in out: out['student weights'] = student_sha(out['student'])
+    if 'grpo_steps' in out and out.get('reward_own'):
+        from qponder.reward import own_source
+        out['reward_own source'] = own_source(out['reward_own'])
     out |= {parent: sha(run.folder / parent) for parent in stage.reads}
     d, sft = (run.settings.stages.get(k) for k in ('distill', 'sft'))
     asked = expert_prompt('single', d.language, d.tell, d.ask_words) if d else EXPERT
@@ -771,11 +776,25 @@ def check_rewards_of(
     if not is_done(run, 'grpo'):
         if judge: judge.knock()
         vllm_arguments(g), check_reader(stages['reward']), check_adapter(stages['student'])
-        if is_first(): knock_vllm(g)
+        if is_first(): knock_vllm(g, (run.settings.common.student, str(run.folder / 'cold-start' / 'model')))
         shared_groups(g.prompts_per_step, g.group_size, g.rollouts_per_pass, place().world)
     try: check_needs(stages['reward'], train['name'], train['std'], stages['distill'].spoiled > 0,
                      g.prompts_per_step, g.scale_rewards)
     except QPonderError as e: raise QPonderError(f'reward_{e}') from e # each begins with the name of a field
+
+# %% ../nbs/13_run.ipynb #a6fc1fcd
+def check_own_of(
+    run: Run, # settings and photos
+) -> None:
+    "`QPonderError` if a reward of one's own is not there, or gives no marks, unless GRPO is finished"
+    own, train = run.settings.stages['reward'].own, run.parts.train
+    if not own or is_done(run, 'grpo'): return
+    from qponder.consistency import Answer
+    from qponder.photo import open_image
+    from qponder.reward import own_reward
+    made_up = ('It is sharp. Overall the quality is good.', 3.6), ('It is blurred. Overall the quality is poor.', 2.2)
+    own_reward(own)([Answer(words, score, row['score'], (row['path'], 0, ''), open_image(row['path']))
+                     for (words, score), row in zip(made_up, train.select_columns(['path', 'score']))])
 
 # %% ../nbs/13_run.ipynb #7d40cc9e
 def check_layout_of(
@@ -839,7 +858,7 @@ def run_stages(
     if any(s.name == 'distill' for s in stages): run.teacher
     if any(s.work is cold_start_stage for s in stages):
         for check in (check_student, check_layout_of, check_objective_of): check(run)
-    if any(s.work is grpo_stage for s in stages): check_rewards_of(run)
+    if any(s.work is grpo_stage for s in stages): check_rewards_of(run), check_own_of(run)
     if any(s.work is evaluate_stage for s in stages): check_photos_of(run)
     for stage in stages: run_stage(stage, run, fresh, say)
     return run.folder

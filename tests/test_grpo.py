@@ -1,4 +1,5 @@
 "GRPO: the pre-flight stops what cannot learn; stopping and going on."
+import json
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -96,6 +97,42 @@ def test_impossible_settings(wrong):
     with pytest.raises(QPonderError, match=next(iter(wrong))): GRPOSettings(**wrong)
 
 
+# a reward of one's own
+
+def brevity(answers): return [min(1, 4 / len(a.reasoning.split())) for a in answers]
+def sees(answers): return [(a.image.size[0] > 0) * (1 <= a.target <= 5) / 2 for a in answers]
+def broken(answers): return [1.5] * len(answers)
+
+
+OWN = RewardSettings(own=brevity, w_own=1)
+
+
+@pytest.mark.parametrize('own, mean', [(brevity, .8), (sees, .5)])
+def test_a_reward_of_ones_own_is_seen_before_and_paid_in_training(taught, tmp_path, own, mean):
+    "The student says five words, so each readable answer earns 4/5"
+    how = replace(HOW, steps=2, preflight_prompts=2)
+    rewards = RewardSettings(w_format=0, w_accuracy=0, w_consistency=0, own=own, w_own=1)
+    flight = preflight(student(taught), grpo_rows(RECORDS), how, rewards)
+    assert set(flight.rewards) <= {0, mean} and mean in flight.rewards
+    grpo(student(taught), RECORDS, tmp_path, replace(how, preflight_prompts=0), rewards)
+    log = [r for r in read_rows(tmp_path/'log.jsonl') if 'reward' in r]
+    assert len(log) == 2 and all(r['reward'] == pytest.approx(r[f'rewards/{own.__name__}/mean']) for r in log)
+    assert all(0 < r['reward'] <= mean + 1e-6 for r in log)
+
+
+def test_a_reward_of_ones_own_that_is_wrong_ends_in_the_preflight(taught, tmp_path):
+    with pytest.raises(QPonderError, match='reward_own = broken: 1.5 is no mark'):
+        grpo(student(taught), RECORDS, tmp_path, replace(HOW, preflight_prompts=2), replace(OWN, own=broken))
+    assert not list(tmp_path.glob('checkpoint-*')) and not list(tmp_path.glob('log.jsonl'))
+
+
+def test_another_reward_of_ones_own_does_not_go_on_from_where_one_was(taught, tmp_path):
+    grpo(student(taught), RECORDS, tmp_path, replace(HOW, steps=2), OWN)
+    grpo(student(taught), RECORDS, tmp_path, replace(HOW, steps=2), OWN)
+    with pytest.raises(QPonderError, match='began with RewardSettings.own = brevity .*, now .* = sees '):
+        grpo(student(taught), RECORDS, tmp_path, replace(HOW, steps=2), replace(OWN, own=sees))
+
+
 # every reward trains
 
 PRESETS = 'q-ponder', 'q-insight', 'visualquality-r1', 'refine-iqa', 'q-hawkeye', 'mr-iqa'
@@ -167,12 +204,14 @@ def test_preflight_pays_what_training_pays(taught):
 def health():
     "What a vLLM server says of itself, and where."
     class Health(BaseHTTPRequestHandler):
-        status = 200
+        status, models = 200, None
         def log_message(self, *args): pass
 
         def do_GET(self):
-            self.send_response(self.status if self.path == '/health' else 404)
+            told = {'/health': b''} | ({'/v1/models': self.models} if self.models is not None else {})
+            self.send_response(self.status if self.path in told else 404)
             self.end_headers()
+            self.wfile.write(told.get(self.path, b''))
 
     server = ThreadingHTTPServer(('127.0.0.1', 0), Health)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -196,19 +235,43 @@ def test_a_vllm_server_is_asked_how_it_is(health):
     knock_vllm(replace(far('http://127.0.0.1:1'), vllm='colocate'))
 
 
+def test_a_vllm_server_with_another_student_is_refused(health):
+    Health, place = health
+    trained = 'Qwen/Qwen2.5-VL-7B-Instruct', 'runs/koniq/cold-start/model'
+    ask = lambda: knock_vllm(far(f'http://{place}'), trained)
+    def holds(name): Health.models = json.dumps({'object': 'list', 'data': [{'id': name, 'object': 'model'}]}).encode()
+    for name in (trained[0], '/big/Qwen2.5-VL-7B-Instruct', '/home/me/runs/koniq/cold-start/model'):
+        holds(name)
+        ask()
+    for name in ('Qwen/Qwen2.5-VL-72B-Instruct', 'runs/other/cold-start/model', 'model'):
+        holds(name)
+        with pytest.raises(QPonderError, match=f'the server holds {name}, but {trained[0]} is trained'): ask()
+    knock_vllm(far(f'http://{place}'))
+    for said in (b'', b'{', b'{}', b'{"data": []}', b'[1]', None):
+        Health.models = said
+        ask()
+
+
 @pytest.mark.parametrize('url', ['localhost:8000', 'vllm:8000', 'ftp://localhost', ''])
-def test_an_address_of_vllm_has_a_form(url):
-    with pytest.raises(QPonderError, match=f'grpo_vllm_url = {url}: write an address such as http://'):
-        read_settings('nano', overrides=[f'grpo_vllm_url={url}'])
+@pytest.mark.parametrize('key, example', [('grpo_vllm_url', 'http://localhost:8000'),
+                                          ('served_url', 'http://localhost:8000/v1')])
+def test_an_address_has_a_form(key, example, url):
+    with pytest.raises(QPonderError) as e: read_settings('nano', overrides=[f'{key}={url}'])
+    name = key.partition('_')[2]
+    assert str(e.value) == f'command line: {key} = {url}: {name} must be an address such as {example}'
 
 
 def test_a_run_knocks_before_it_begins(health, tmp_path, monkeypatch):
-    (_, place), lines = health, ['grpo_vllm=server', 'grpo_vllm_url=http://127.0.0.1:1']
+    (Health, place), lines = health, ['grpo_vllm=server', 'grpo_vllm_url=http://127.0.0.1:1']
     parts = lambda common: Parts(dict(name=['one'], std=[None]), [], [], '')
     ask = lambda *more: check_rewards_of(Run(tmp_path, read_settings('nano', overrides=[*lines, *more]), parts))
     with pytest.raises(QPonderError, match='vLLM is not installed here'): ask()
     monkeypatch.setattr(page, 'find_spec', lambda name: True)
     with pytest.raises(QPonderError, match='no vLLM server'): ask()
+    ask(f'grpo_vllm_url=http://{place}')
+    Health.models = b'{"data": [{"id": "Qwen/Qwen2.5-VL-7B-Instruct"}]}'
+    with pytest.raises(QPonderError, match='holds Qwen/.*, but nano-base is trained'): ask(f'grpo_vllm_url=http://{place}')
+    Health.models = b'{"data": [{"id": "nano-base"}]}'
     ask(f'grpo_vllm_url=http://{place}')
     monkeypatch.setenv('RANK', '1') # localhost is another machine there
     ask()

@@ -44,7 +44,8 @@ def both(request, tmp_path_factory):
 
 
 LOGGED = dict.fromkeys(('sft', 'order'), ['loss', 'grad_norm']) | dict(
-    grpo=['loss', 'grad_norm', 'reward'], rank=['loss', 'grad_norm', 'reward', 'rewards/rank/mean', 'rewards/rank/std'])
+    grpo=['loss', 'grad_norm', 'reward'], twice=['loss', 'grad_norm', 'clip_ratio/high_mean'],
+    rank=['loss', 'grad_norm', 'reward', 'rewards/rank/mean', 'rewards/rank/std'])
 
 
 @pytest.mark.parametrize('part, keys', LOGGED.items())
@@ -54,13 +55,19 @@ def test_two_processes_have_the_losses_of_one(both, part, keys):
     for a, b in zip(*logs):
         for key in keys: assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
     if part in ('grpo', 'rank'): assert any(abs(r['grad_norm']) > 1e-4 for r in logs[0])
+    if part == 'twice':
+        assert [r['step'] for r in logs[1] if 'reward' in r] == [1, 3] and len(logs[1]) == 4
+        held = [r['clip_ratio/high_mean'] for r in logs[1]]
+        assert not any(held[::2]) and any(held[1::2]), 'words are held back when they are learned from again'
 
 
-@pytest.mark.parametrize('part', LOGGED)
+@pytest.mark.parametrize('part', [*LOGGED, 'none'])
 def test_two_processes_have_the_student_of_one(both, part):
     one, two = (load_file(f/part/'model'/'model.safetensors') for f in both)
     assert one.keys() == two.keys()
     for k in one: assert (one[k] - two[k]).abs().max() < 2e-4, k
+    begun = load_file(both[1]/'start'/'model.safetensors')
+    assert all((two[k] == begun[k]).all() for k in begun) == (part == 'none'), 'without a cold start it stays as it is'
 
 
 STAGES = '''

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qponder.distill import Record
 from qponder.evaluate import Interval, Prediction, tabulate
-from qponder.report import (MODELS, curve, extremes, gain, group, paid, report, results, scores, summary,
+from qponder.report import (MODELS, curve, extremes, gain, group, headline, paid, report, results, scores, summary,
                             svg, thumbnail, verdict)
 from qponder.scale import QPonderError
 
@@ -161,6 +161,25 @@ def test_one_prediction_breaks_nothing(run, tmp_path):
     (tmp_path/'evaluate'/'predictions.jsonl').write_text(lines(map(asdict, one)))
     (tmp_path/'evaluate'/'metrics.json').write_text(json.dumps(tabulate(one, n=10).dicts()))
     assert '1 of' not in results(tmp_path) and '0 of 1' in results(tmp_path) and '0 of 1' in summary(tmp_path)
+
+
+@pytest.mark.parametrize('left, begins', [
+    (MODELS, 'Q-Ponder ranks 24 test photos'), (MODELS[:2], 'Q-Ponder-CI ranks 24 test photos'),
+    (MODELS[:1], 'This run has no results yet.'), ((), 'This run has no results yet.')])
+def test_the_headline_is_about_the_last_student_that_was_trained(run, tmp_path, left, begins):
+    (tmp_path/'evaluate').mkdir()
+    rows = json.loads((run/'evaluate'/'metrics.json').read_text())
+    (tmp_path/'evaluate'/'metrics.json').write_text(json.dumps([m for m in rows if m['model'] in (*left, 'constant')]))
+    assert headline(tmp_path).startswith(begins)
+
+
+def test_a_student_without_a_ranking_is_not_passed_over(run, tmp_path):
+    (tmp_path/'evaluate').mkdir()
+    rows = json.loads((run/'evaluate'/'metrics.json').read_text())
+    for m in rows:
+        if m['model'] == 'Q-Ponder': m |= dict(failed=24, srcc=dict(value=None, low=None, high=None))
+    (tmp_path/'evaluate'/'metrics.json').write_text(json.dumps(rows))
+    assert headline(tmp_path) == 'Q-Ponder has no SRCC on 24 test photos; 24 answers could not be read.'
 
 
 def test_summary_fits_a_terminal(run):

@@ -669,6 +669,53 @@ def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, mo
     assert not [p for p in halting.rglob('checkpoint*')]
 
 
+OWN = 'def brevity(answers):\n    return [min(1, 10 / len(a.reasoning.split())) for a in answers]\n'
+
+
+def test_a_reward_of_ones_own_from_the_settings_is_an_input_of_the_run(photos, capsys):
+    Path('my_rewards.py').write_text(OWN)
+    lines = 'student=nano-ci', 'sft_epochs=0', 'reward_own=my_rewards.py:brevity', 'reward_w_own=1'
+    args = [x for line in lines for x in ('--set', line)]
+    for stage in ('distill', 'sft', 'grpo', 'grpo'): assert main([stage, *args]) == 0
+    assert 'grpo: finished, not run again' in capsys.readouterr().out
+    means = [r['rewards/brevity/mean'] for r in read_rows(Path('runs/nano/grpo/log.jsonl')) if 'reward' in r]
+    assert len(means) == 2 and all(0 < m <= 1 for m in means)
+    kept = json.loads(Path('runs/nano/grpo/manifest.json').read_text())['inputs']
+    assert (kept['reward_own'], kept['reward_w_own']) == ('my_rewards.py:brevity', 1)
+    assert kept['reward_own source'] == sha(Path('my_rewards.py'))
+    Path('my_rewards.py').write_text(OWN.replace('10', '20'))
+    assert main(['grpo', *args]) == 2
+    assert 'grpo was made with reward_own source = ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['reward_own=gone.py:f'], 'reward_own = gone.py:f: there is no file'),
+    (['reward_own=gone.module:f'], 'reward_own = gone.module:f: there is no module'),
+    (['reward_own=my_rewards.py:levity'], "there is no function 'levity' in my_rewards.py"),
+    (['reward_own=my_rewards.py:accuracy'], 'accuracy is a part of the reward already'),
+    (['reward_own=my_rewards.py:many'], '3 marks for 2 answers'), (['reward_own=my_rewards.py:high'], '5 is no mark'),
+    (['reward_own=my_rewards.py:fails'], 'it fails on 2 answers (ZeroDivisionError'),
+    (['reward_w_own=1'], 'reward_w_own = 1: w_own pays for a reward of yours, but there is none'),
+    (['reward_own=my_rewards.py:brevity', 'reward_w_own=101'], 'reward_w_own = 101: w_own must be a weight from 0'),
+])
+def test_a_mistake_in_a_reward_of_ones_own_ends_the_run_before_it_begins(photos, capsys, lines, words):
+    Path('my_rewards.py').write_text(OWN + 'def accuracy(a): return [1] * len(a)\ndef many(a): return [1, 1, 1]\n'
+                                     'def high(a): return [5, 5]\ndef fails(a): return 1 / 0\n')
+    assert main(['run', *(x for line in lines for x in ('--set', line))]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1 and not Path('runs').exists()
+
+
+@pytest.mark.parametrize('lines, words', [
+    ([], 'set distill_ask_words to nothing, distill_min_words = 20, or'),
+    (['distill_ask_words='], 'set distill_min_words = 20, or'), (['distill_ask_words=', 'distill_min_words=20'], None)])
+def test_the_measured_teacher_says_at_once_what_it_cannot_write(lines, words):
+    settings = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['teacher=measured', *lines])
+    run = Run(Path('x'), settings, load=lambda common: pytest.fail('opened'))
+    if words: refused(['a few words of English', words, 'teacher = served'], run_stages, run)
+    else: assert run.teacher.name.startswith('measured')
+
+
 def test_other_filters_ask_the_teacher_nothing_that_it_has_answered(photos, monkeypatch, capsys):
     from qponder import distill
     assert main(['distill']) == 0

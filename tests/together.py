@@ -27,6 +27,8 @@ GRPO = GRPOSettings(steps=3, group_size=4, prompts_per_step=2, rollouts_per_pass
 ORDER = replace(SFT, objective='soft+fidelity')
 RANK = replace(GRPO, prompts_per_step=3, rollouts_per_pass=12, scale_rewards='batch')
 COMPARED = RewardSettings(w_rank=3, uncertainty=1)
+# rollouts that are learned from twice, so far that words are held back the second time
+TWICE = replace(GRPO, steps=4, iterations=2, learning_rate=.002, epsilon_high=.001)
 
 
 class Told(GRPOTrainer):
@@ -45,10 +47,12 @@ def train(folder):
     "All trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
     sft.fast_bf16 = page.fast_bf16 = lambda: False
     for name, how in ('sft', SFT), ('order', ORDER): cold_start(load_student(folder/'start'), RECORDS, folder/name, how)
+    cold_start(load_student(folder/'start'), RECORDS, folder/'none', replace(SFT, epochs=0))
     page.GRPOTrainer = Told
     try:
         grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
         grpo(load_student(folder/'start'), RECORDS, folder/'rank', RANK, COMPARED)
+        grpo(load_student(folder/'none'/'model'), RECORDS, folder/'twice', TWICE)
     finally: page.GRPOTrainer = GRPOTrainer
 
 
