@@ -43,5 +43,5 @@ def certainty(
 ) -> list[float]: # (n,) factors above 0, up to 1; the same for all answers to a photo
     "How much a photo counts: exp(-alpha u), u the variance of its scores over the largest possible (Q-Hawkeye)"
     said = {p: [s for s, q in zip(scores, photos) if q == p and s is not None] for p in dict.fromkeys(photos)}
-    doubt = {p: min(1., float(np.var(s)) / ((HIGH - LOW) ** 2 / 4)) if s else 0. for p, s in said.items()}
+    doubt = {p: float(np.var(s)) / ((HIGH - LOW) ** 2 / 4) if s else 0. for p, s in said.items()}
     return [float(np.exp(-strength * doubt[p])) for p in photos]

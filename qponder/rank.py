@@ -56,7 +56,7 @@ def fidelity(
     known: float, # the same, as people see it
 ) -> float: # in [0,1]; 1 where both are equal
     "How well two chances agree (VisualQuality-R1)"
-    return min(1., sqrt(chance * known) + sqrt((1 - chance) * (1 - known)))
+    return sqrt(chance * known) + sqrt((1 - chance) * (1 - known))
 
 # %% ../nbs/07a_rank.ipynb #c27eb2b2
 def order_reward(

@@ -119,6 +119,13 @@ def test_right_answer_earns_everything(target, faults, how):
     assert np.allclose(values(parts), 1)
 
 
+def test_weights_whose_sum_is_rounded_up_pay_no_more_than_1():
+    how = RewardSettings(w_format=0, w_accuracy=0, w_consistency=.1, w_length=.5, w_repeats=.7, min_words=9)
+    assert sum(how.weights.values()) > 1
+    fine = ', '.join(FINE[a][0] for a in ASPECTS)
+    assert reward(render(Trace(f'It is {fine}. Overall the quality is fair.', 3.)), 3, {}, how).total == 1
+
+
 numbers = st.sampled_from(['5.0', '1', '½', '٣', '3.4/5', 'four', '100%', '2,5'])
 
 
@@ -204,6 +211,8 @@ def test_an_answer_without_reasoning_is_paid_for_its_score_alone():
     parts = reward('<answer>3.0</answer>', 3, {})
     assert (parts.format, parts.accuracy, parts.consistency, parts.total) == (0, 1, 0, pytest.approx(.6))
     assert format_reward('<answer>3.0</answer>', mode='score') == 1
+    parts = reward('<answer>3.0</answer>', 3, {}, RewardSettings(w_length=1, w_repeats=1, w_damage=1), damage='jpeg 3')
+    assert (parts.length, parts.repeats, parts.damage, parts.total) == (0, 0, 0, pytest.approx(.6 / 4))
 
 
 def test_a_target_on_another_scale_is_an_error():
@@ -215,9 +224,15 @@ def test_a_target_on_another_scale_is_an_error():
     dict(kernel='l2'), dict(width=0), dict(w_format=-.1), dict(w_accuracy=float('nan')), dict(w_consistency=101),
     dict(aspect_share=1.1), dict(gate=0), dict(gate=1.5), dict(w_format=0, w_accuracy=0, w_consistency=0),
     dict(consistency='oracle'), dict(rank='elo'), dict(w_rank=-1), dict(rank_width=-1), dict(w_length=float('nan')),
-    dict(min_words=81), dict(max_words=0), dict(w_repeats=101), dict(uncertainty=-.1)])
+    dict(rank_width=4.1), dict(min_words=81), dict(max_words=0), dict(w_repeats=101), dict(uncertainty=-.1),
+    dict(uncertainty=101)])
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(QPonderError, match=next(iter(bad))): RewardSettings(**bad)
+
+
+def test_the_ends_of_every_range_make_sense():
+    RewardSettings(aspect_share=0, rank_width=0, min_words=0, max_words=1, w_format=0, uncertainty=0)
+    RewardSettings(aspect_share=1, rank_width=4, gate=1, w_format=100, uncertainty=100)
 
 
 def test_weights_sum_to_one():
