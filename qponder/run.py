@@ -421,7 +421,7 @@ def used(
 def student_files(
     folder: Path, # of a student
 ) -> dict[str, Path]: # name in or from that folder -> file, in order
-    """The files that decide what a student answers: weights outside its folder are, cards, licences and hidden files not.
+    """The files that decide what a student answers, weights beside its folder among them; cards and licences do not.
     Raises QPonderError for a damaged index of weights."""
     inside = {f.relative_to(folder): f for f in sorted(folder.rglob('*')) if f.is_file()}
     idle = lambda p: p.suffix.lower() == '.md' or p.stem.upper() in ('LICENSE', 'NOTICE') or any(
