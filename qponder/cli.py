@@ -88,9 +88,10 @@ def do_report(
     args: argparse.Namespace, # preset, name, runs
 ) -> int: # exit code
     "`qponder report`"
-    from qponder.report import report, summary
+    from qponder.report import gone_pictures, report, summary
     page = report(find_run(args))
     print(f'{summary(page.parent)}\n\nreport: {page}')
+    if gone := gone_pictures(page.parent): print(gone)
     made = [m for m in (page.parent / s / 'model' for s in ('grpo', 'cold-start')) if m.is_dir()]
     if made: print(f'to rate with it: qponder rate --model {made[0]} PHOTO')
     return 0
@@ -147,13 +148,13 @@ def complain(
 
 # %% ../nbs/14_cli.ipynb #8096a92f
 def do_check(
-    args: argparse.Namespace, # csv files, and the settings about columns and scale
+    args: argparse.Namespace, # csv files, preset, settings, and what is given about columns and scale
 ) -> int: # exit code: 1 if there are problems, 2 if a file cannot be read
     "`qponder check`: which rows cannot be used, and why; a report for each file, as soon as it is there"
     from qponder.data import check_csv
-    from qponder.run import Common, build, read_overrides
+    from qponder.run import Common, build, default_file, entries
     from qponder.scale import QPonderError
-    c = build(Common, '', read_overrides(given(args)))
+    c = build(Common, '', entries(args.settings or default_file(), args.preset, given(args)))
     form = dict(low=c.low, high=c.high, higher_is_better=not c.lower_is_better, image_col=c.image_col,
                 score_col=c.score_col, std_col=c.std_col, split_col=c.split_col)
     code = 0
@@ -274,7 +275,8 @@ def do_parity(
     args: argparse.Namespace, # model, photos
 ) -> int: # exit code: 1 if the two engines differ
     "`qponder parity`: does vLLM answer as transformers does?"
-    from qponder.parity import eight_photos, parity
+    from qponder.adapt import eight_photos
+    from qponder.parity import parity
     from qponder.rate import find_photos
     found = parity(args.model, find_photos(args.photos) if args.photos else eight_photos())
     print(found)
@@ -311,14 +313,14 @@ def add_place(
 # %% ../nbs/14_cli.ipynb #d9aa3678
 def add_run(
     parser: argparse.ArgumentParser, # changed in place
-    stages: tuple[str, ...], # which to run, in order
+    stages: tuple[str, ...], # which to run, in order; () for a command that runs none, and so makes none anew
 ) -> None:
     "The options of a command that works on a run"
     parser.set_defaults(do=do_stages, stages=stages)
     add_place(parser)
     parser.add_argument('--settings', metavar='FILE', help='default: ./settings.ini, else the one in the package')
     parser.add_argument('--set', action='append', metavar='KEY=VALUE', help='any key of settings.ini; may be repeated')
-    parser.add_argument('--fresh', action='store_true', help='make anew what was made with other settings')
+    if stages: parser.add_argument('--fresh', action='store_true', help='make anew what was made with other settings')
     add_settings(parser)
 
 # %% ../nbs/14_cli.ipynb #a9ae33fd
@@ -369,6 +371,8 @@ def add_others(
     p = commands.add_parser('check', help='examine a CSV file of rated photos')
     p.set_defaults(do=do_check)
     p.add_argument('csv', nargs='+', metavar='CSV')
+    p.add_argument('--preset', default='nano', help='whose columns and scale count (default: nano)')
+    p.add_argument('--settings', metavar='FILE', help='default: ./settings.ini, else the one in the package')
     add_settings(p, 'data', 'seed')
     p = commands.add_parser('init', help='write settings.ini into this folder')
     p.set_defaults(do=do_init)

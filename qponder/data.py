@@ -12,7 +12,8 @@ __all__ = ['CARDS', 'COLUMNS', 'NOTHING', 'KNOWN', 'PARTS', 'DatasetCard', 'make
            'cut_validation', 'difference_hash', 'near_duplicates', 'Problem', 'Report', 'CsvFormat', 'read_text',
            'read_records', 'wrong_heading', 'read_table', 'to_numbers', 'to_steps', 'read_csv', 'wrong_number',
            'cannot_open', 'look', 'leaks', 'keep_together', 'wrong_parts', 'too_few', 'misfits', 'examine', 'declare',
-           'check_csv', 'check_command', 'load_csv', 'load_data', 'at_size', 'same_size']
+           'check_csv', 'check_command', 'load_csv', 'load_data', 'copy_names', 'at_size', 'same_size', 'without',
+           'which_changed']
 
 # %% ../nbs/02_data.ipynb #398eda60
 import os
@@ -467,16 +468,26 @@ def load_data(
     return load_sample() if str(data) == 'sample' else load_csv(data, **form)
 
 # %% ../nbs/02_data.ipynb #2bd50270
+def copy_names(
+    path: str | Path, # a photo
+    side: int, # pixels
+) -> tuple[str, str]: # of its copy: by what is in the file, and as qponder 0.13 called it, by path and time
+    "What the copy of a photo in another size is called"
+    marks = sha256(Path(path).read_bytes() + f' {side}'.encode()), sha256(
+        f'{path} {side} {os.stat(path).st_mtime_ns}'.encode())
+    return tuple(f'{m.hexdigest()[:12]}-{Path(path).stem}.png' for m in marks)
+
+# %% ../nbs/02_data.ipynb #f5370bb5
 def at_size(
     path: str | Path, # a photo
     side: int, # pixels
     folder: str | Path, # where the copy goes, as PNG
 ) -> str: # the photo's own path if it is `side` x `side`, else that of its copy
     "A photo squeezed to a square by Lanczos. A copy of the same file in that size is not made again"
-    mark = sha256(f'{path} {side} {os.stat(path).st_mtime_ns}'.encode()).hexdigest()[:12]
-    copy = Path(folder) / f'{mark}-{Path(path).stem}.png'
-    if copy.exists(): return str(copy)
-    image = open_image(path)
+    copies = [Path(folder) / name for name in copy_names(path, side)]
+    for copy in copies:
+        if copy.exists(): return str(copy)
+    image, copy = open_image(path), copies[0]
     if image.size == (side, side): return str(path)
     copy.parent.mkdir(parents=True, exist_ok=True)
     part = copy.with_suffix(f'.{os.getpid()}') # several processes may be at it
@@ -490,7 +501,40 @@ def same_size(
     side: int, # pixels
     folder: str | Path, # for the copies
 ) -> Dataset: # the same rows, with `path` and `image` of the copies
-    "Rated photos, all of one size"
-    paths = [at_size(p, side, folder) for p in rows['path']]
+    "Rated photos, all of one size; a file that is there twice, under one name in two folders, stays two photos"
+    paths, owner = [], {}
+    for p in rows['path']:
+        home = Path(folder)
+        while owner.setdefault(copy := at_size(p, side, home), p) != p: home /= 'double'
+        paths.append(copy)
     columns = {c: rows[c] for c in rows.column_names if c != 'image'} | {'path': paths, 'image': paths}
     return Dataset.from_dict(columns).cast_column('image', ImageColumn())
+
+# %% ../nbs/02_data.ipynb #d6bcc69e
+def without(
+    lines: Sequence[str], # one for each photo
+    others: Sequence[str], # likewise
+) -> dict[str, str]: # path below the folder of all -> what is known of it, of photos that are not among the others
+    "What is in one list and not in the other, wherever the files lie"
+    left = Counter(line.partition('\t')[0] for line in others)
+    split = [(known, os.path.abspath(path)) for known, _, path in (line.partition('\t') for line in lines)]
+    home, out = os.path.commonpath([os.path.dirname(p) for _, p in split]) if split else '', {}
+    for known, path in split:
+        if left[known]: left[known] -= 1
+        else: out[os.path.relpath(path, home)] = known
+    return out
+
+# %% ../nbs/02_data.ipynb #032eb9e1
+def which_changed(
+    before: Sequence[str], # a line for each photo
+    after: Sequence[str], # likewise
+) -> str: # such as '1 photo is gone: a.png'
+    "The photos that make the difference: of each kind the first, and how many"
+    old, new = without(before, after), without(after, before)
+    other = [n for n in old if n in new]
+    kinds = {'has another file': [n for n in other if old[n].split()[-1] != new[n].split()[-1]],
+             'has another score or part': [n for n in other if old[n].split()[-1] == new[n].split()[-1]],
+             'is gone': [n for n in old if n not in new], 'is new': [n for n in new if n not in old]}
+    said = [f'{names[0]} {kind}' + (f', like {len(names) - 1} more' if names[1:] else '')
+            for kind, names in kinds.items() if names]
+    return '; '.join(said) or 'the photos come in another order'

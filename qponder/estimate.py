@@ -15,7 +15,7 @@ __all__ = ['QWEN', 'KINDS', 'GPUS', 'CHAT', 'SCORE', 'MARKS', 'qwen', 'Size', 'c
            'find_size', 'photo_tokens', 'GPUKind', 'Plan', 'learning', 'held', 'copied', 'step_bytes', 'rollout_bytes',
            'forward_flops', 'compute_seconds', 'stream_seconds', 'write_seconds', 'seen_in', 'Lengths', 'lengths',
            'Part', 'served_part', 'teacher_part', 'on_gpu', 'rows_read', 'own_part', 'sft_part', 'grpo_part',
-           'judge_part', 'Estimate', 'estimate', 'span']
+           'judge_part', 'Estimate', 'end_bytes', 'estimate', 'span']
 
 # %% ../nbs/13b_estimate.ipynb #e415b672
 import json
@@ -529,6 +529,20 @@ def memory(self: Estimate) -> float: # GB of one GPU
 def fits(self: Estimate) -> bool:
     return self.memory <= self.plan.kind.memory
 
+# %% ../nbs/13b_estimate.ipynb #4c312de0
+def end_bytes(
+    size: Size, # of the student
+    plan: Plan, # adapter and sharding
+) -> float: # bytes of main memory, in the first process
+    "What saving and checking a student takes, when its training has ended"
+    return 4. * size.total * (2 if plan.sharded and plan.lora else 1)
+
+# %% ../nbs/13b_estimate.ipynb #5d38f301
+@patch
+def ending(self: Estimate) -> float: # GB
+    "Main memory of the first process at the end of a training"
+    return end_bytes(self.size, self.plan) / 1e9
+
 # %% ../nbs/13b_estimate.ipynb #6a9998fb
 def estimate(
     settings: Settings, # of the run
@@ -547,9 +561,10 @@ def estimate(
 # %% ../nbs/13b_estimate.ipynb #9be072ee
 def span(
     hours: float, # from 0
-) -> str: # in seconds, below six minutes
+) -> str: # in seconds below six minutes, in minutes below two hours
     "A time to read"
-    return f'{3600 * hours:,.0f} s' if 0 < hours < .1 else f'{hours:,.2f} h'
+    if 0 < hours < .1: return f'{3600 * hours:,.0f} s' if hours > 1 / 3600 else 'under 1 s'
+    return f'{60 * hours:,.0f} min' if 0 < hours < 2 else f'{hours:,.1f} h' if hours else '0 h'
 
 # %% ../nbs/13b_estimate.ipynb #320f2b9c
 @patch
@@ -580,5 +595,6 @@ def __str__(self: Estimate) -> str:
     "For a terminal, assumptions included"
     verdict = f'{self.memory:.0f} GB {"fits" if self.fits else "does NOT fit"} into {self.plan.kind.memory:.0f} GB'
     return '\n'.join([self.head(), '', *(p.line() for p in self.parts), '',
-        f'together {self.hours:,.1f} h, {self.price:,.2f}; {verdict}', self.plan.assumed(),
-        'not counted: validations, evaluation, a measured teacher, loading and saving'])
+        f'together {span(self.hours)}, {self.price:,.2f}; {verdict}', f'at the end: {self.ending():.1f} GB of main '
+        'memory in the first process, to save the student in float32 and to check it', self.plan.assumed(),
+        'not counted: validations, evaluation, a measured teacher, the time of loading and saving'])

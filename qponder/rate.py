@@ -10,14 +10,14 @@ A rating holds what the student said, or says that no score could be read. It ne
 
 # %% auto #0
 __all__ = ['PHOTOS', 'Rating', 'headline', 'standing', 'word_of', 'read_rating', 'Rater', 'in_small', 'Sight', 'try_open',
-           'rate_seen', 'several', 'rate_many', 'find_photos', 'compare', 'sample_scores']
+           'rate_seen', 'several', 'rate_placed', 'rate_many', 'find_photos', 'compare', 'sample_scores']
 
 # %% ../nbs/11_rate.ipynb #e7c3a643
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -242,16 +242,26 @@ def several(
     return [places] if isinstance(places, (str, Path)) else places
 
 # %% ../nbs/11_rate.ipynb #016d3ec6
+def rate_placed(
+    rater: Rater, # who rates
+    photos: Iterable[tuple[str | Path, BinaryIO | None]], # what each is called, and its bytes if they lie elsewhere
+    reasons: bool = True, # False: bare scores
+    batch_size: int = 16, # photos at a time
+) -> Iterator[Rating]: # one per photo, in their order, as soon as each batch is done
+    "Rate photos wherever they lie; a bad file is a row of status 'unreadable'"
+    for some in chunked(photos, batch_size):
+        with ThreadPoolExecutor() as pool: seen = list(pool.map(lambda photo: try_open(rater, *photo), some))
+        yield from rate_seen(rater, seen, reasons)
+
+# %% ../nbs/11_rate.ipynb #6a626973
 def rate_many(
     rater: Rater, # who rates
     paths: Iterable[str | Path] | str | Path, # photos, any number, or one
     reasons: bool = True, # False: bare scores
     batch_size: int = 16, # photos at a time
 ) -> Iterator[Rating]: # one per path, in their order, as soon as each batch is done
-    "Rate photos; a bad file is a row of status 'unreadable'"
-    for some in chunked(several(paths), batch_size):
-        with ThreadPoolExecutor() as pool: seen = list(pool.map(partial(try_open, rater), some))
-        yield from rate_seen(rater, seen, reasons)
+    "Rate photos that are files; a bad one is a row of status 'unreadable'"
+    return rate_placed(rater, ((p, None) for p in several(paths)), reasons, batch_size)
 
 # %% ../nbs/11_rate.ipynb #584d5888
 PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2 .avif'.split())

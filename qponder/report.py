@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'STAGES', 'read_json', 'svg', 'curve', 'draw_curves', 'said', 'scores', 'group', 'draw_scatter', 'gain',
            'paid', 'verdict', 'verdicts', 'thumbnail', 'extremes', 'card', 'table', 'metric_rows', 'missing', 'results',
-           'photos', 'alarm', 'training', 'distillation', 'record', 'save_page', 'headline', 'report', 'summary']
+           'photos', 'is_gone', 'gone_pictures', 'alarm', 'training', 'distillation', 'record', 'save_page', 'headline',
+           'report', 'summary']
 
 # %% ../nbs/12_report.ipynb #370babfe
 import json
@@ -285,6 +286,29 @@ def photos(
     best, worst = extremes(words[name])
     show = lambda title, some: f'<h3>{title}</h3><div class="cards">{"".join(map(card, some))}</div>'
     return show(f'Where {name} is closest to people', best) + show('Where it is farthest off', worst)
+
+# %% ../nbs/12_report.ipynb #eba6042b
+def is_gone(
+    path: str | Path, # a photo
+) -> bool:
+    "Can a photo not be shown any more?"
+    try: return not open_image(path)
+    except ImageError: return True
+
+# %% ../nbs/12_report.ipynb #09f594c6
+def gone_pictures(
+    run: str | Path, # a run folder
+) -> str: # a sentence; '' if all pictures of its page are there
+    "How many pictures a page lacks, and how to bring them back"
+    file = Path(run) / 'evaluate' / 'predictions.jsonl'
+    groups = group(read_predictions(file)) if file.is_file() else {}
+    last = next((groups[m] for m in MODELS[::-1] if m in groups), [])
+    shown = [p.path for some in extremes(last) for p in some]
+    gone = [p for p in shown if is_gone(p)]
+    if not gone: return ''
+    move = '' if Path(gone[0]).is_absolute() else ', or change to the folder in which the run was made'
+    return (f'{len(gone)} of {len(shown)} pictures are missing from it, the first is {gone[0]}: put the photos back '
+            f'there{move}, and give `qponder report` again')
 
 # %% ../nbs/12_report.ipynb #93d28883
 _STORY = {

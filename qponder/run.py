@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['STAGES', 'Entry', 'read_ini', 'names_in', 'lineage', 'override', 'read_overrides', 'entries', 'convert', 'build',
            'Common', 'stage_settings', 'known_keys', 'nearest', 'check_keys', 'Settings', 'default_file',
-           'read_settings', 'sha', 'Parts', 'cut_parts', 'hash_parts', 'load_parts', 'one_size', 'Run', 'Stage',
-           'require', 'used', 'student_sha', 'inputs', 'write_json', 'disk_error', 'versions', 'peak_memory',
-           'image_policy', 'seed_all', 'earlier', 'difference', 'set_aside', 'prepare', 'tidy', 'execute', 'noted',
-           'follow', 'run_stage', 'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage',
-           'grpo_stage', 'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_own_of',
-           'check_layout_of', 'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
+           'read_settings', 'sha', 'Parts', 'cut_parts', 'list_parts', 'hash_parts', 'load_parts', 'one_size', 'Run',
+           'Stage', 'require', 'used', 'student_files', 'student_sha', 'inputs', 'write_json', 'disk_error', 'versions',
+           'peak_memory', 'image_policy', 'seed_all', 'earlier', 'difference', 'set_aside', 'photo_list', 'list_photos',
+           'told_photos', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage', 'some_kept', 'distill_stage',
+           'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage', 'evaluate_stage', 'is_done',
+           'check_student', 'check_rewards_of', 'check_own_of', 'check_layout_of', 'check_photos_of',
+           'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #b00a2373
 import errno, gc, hashlib, json, os, platform, random, re, shutil, sys, time
@@ -292,6 +293,7 @@ class Parts:
     val: Any # for curves during training
     test: Any # for the tables only
     hash: str # of photos, scores and splits
+    listed: tuple[str, ...] = () # a line for each photo, as `list_parts` makes them
 
 # %% ../nbs/13_run.ipynb #93b3036f
 def cut_parts(
@@ -308,14 +310,22 @@ def cut_parts(
     return train, val, test
 
 # %% ../nbs/13_run.ipynb #c51261cd
-def hash_parts(
+def list_parts(
     **parts: Any, # name -> rows with `path`, `score` and `std`
-) -> str: # 16 hex digits
-    "One hash of all photos, their scores and spreads, and the part each belongs to"
+) -> tuple[str, ...]: # a line for each photo: part, score, spread and hash of its file; a tab; its path
+    "What decides a run of each photo, and where that lies"
     def line(name: str, row: dict) -> str:
         spread = '' if row['std'] is None else f' {row["std"]}'
-        return f'{name} {row["score"]}{spread} {sha(Path(row["path"]))}\n'
-    return sha(''.join(line(n, r) for n, part in parts.items() for r in part.select_columns(['path', 'score', 'std'])))
+        return f'{name} {row["score"]}{spread} {sha(Path(row["path"]))}\t{row["path"]}'
+    return tuple(line(n, r) for n, part in parts.items() for r in part.select_columns(['path', 'score', 'std']))
+
+# %% ../nbs/13_run.ipynb #ccc07b5b
+def hash_parts(
+    *listed: str, # lines of `list_parts`
+    **parts: Any, # or name -> rows with `path`, `score` and `std`
+) -> str: # 16 hex digits
+    "One hash of all photos, their scores and spreads, and the part each belongs to; paths do not count"
+    return sha(''.join(line.partition('\t')[0] + '\n' for line in listed or list_parts(**parts)))
 
 # %% ../nbs/13_run.ipynb #ff6ca5a0
 def load_parts(
@@ -329,7 +339,8 @@ def load_parts(
     keys = ('image_col', 'score_col', 'low', 'high', 'std_col', 'split_col', 'skip_bad')
     form = {k: getattr(common, k) for k in keys} | {'higher_is_better': not common.lower_is_better}
     train, val, test = cut_parts(load_data(common.data, **form), common)
-    return Parts(train, val, test, hash_parts(train=train, val=val, test=test))
+    listed = list_parts(train=train, val=val, test=test)
+    return Parts(train, val, test, hash_parts(*listed), listed)
 
 # %% ../nbs/13_run.ipynb #9da73a08
 def one_size(
@@ -340,7 +351,7 @@ def one_size(
     "The same photos, all of one size"
     from qponder.data import same_size
     same = {name: same_size(getattr(parts, name), side, folder) for name in ('train', 'val', 'test')}
-    return Parts(**same, hash=sha(f'{parts.hash} {side}'))
+    return Parts(**same, hash=sha(f'{parts.hash} {side}'), listed=parts.listed)
 
 # %% ../nbs/13_run.ipynb #c4554422
 @dataclass
@@ -409,13 +420,28 @@ def used(
     return {k: v for k, v in settings.flat().items() if mine(k)}
 
 # %% ../nbs/13_run.ipynb #f9fc577d
+def student_files(
+    folder: Path, # of a student
+) -> dict[str, Path]: # name in or from that folder -> file, in order
+    """The files that decide what a student answers, weights beside its folder among them; cards and licences do not.
+    Raises QPonderError for a damaged index of weights."""
+    inside = {f.relative_to(folder): f for f in sorted(folder.rglob('*')) if f.is_file()}
+    idle = lambda p: p.suffix.lower() == '.md' or p.stem.upper() in ('LICENSE', 'NOTICE') or any(
+        part.startswith('.') for part in p.parts)
+    index = folder / 'model.safetensors.index.json'
+    try: told = json.loads(index.read_text(encoding='utf-8'))['weight_map'] if index.is_file() else {}
+    except (ValueError, KeyError) as e: raise QPonderError(f'{index}: is damaged ({e!r}); restore it') from e
+    away = {f: folder / f for f in sorted({*told.values()}) if f.startswith('..') and (folder / f).is_file()}
+    return {p.as_posix(): f for p, f in inside.items() if not idle(p)} | away
+
+# %% ../nbs/13_run.ipynb #0623f781
 def student_sha(
-    name: str, # as in the settings
+    name: str | Path, # as in the settings
 ) -> str: # 16 hex digits; '' for a hub id, whose weights do not lie here
-    "A hash of the student that everything begins with"
+    "A hash of all that decides the answers of a student"
     from qponder.fast import checkpoint
     folder = checkpoint(name)
-    return sha(folder) if folder.is_dir() else ''
+    return sha(''.join(f'{n} {sha(f)}\n' for n, f in student_files(folder).items())) if folder.is_dir() else ''
 
 # %% ../nbs/13_run.ipynb #6d6b6552
 def inputs(
@@ -429,7 +455,8 @@ def inputs(
     if 'grpo_steps' in out and out.get('reward_own'):
         from qponder.reward import own_source
         out['reward_own source'] = own_source(out['reward_own'])
-    out |= {parent: sha(run.folder / parent) for parent in stage.reads}
+    read = lambda path: student_sha(path) if path.is_dir() else sha(path)
+    out |= {parent: read(run.folder / parent) for parent in stage.reads}
     d, sft = (run.settings.stages.get(k) for k in ('distill', 'sft'))
     asked = expert_prompt('single', d.language, d.tell, d.ask_words) if d else EXPERT
     prompts = [asked, REASON, SCORE_ONLY] + [LEVEL] * (getattr(sft, 'objective', 'trace') != 'trace')
@@ -532,6 +559,36 @@ def set_aside(
     n = next(i for i in range(1, 10_000) if not folder.with_name(f'{folder.name}.{i}').exists())
     return folder.rename(folder.with_name(f'{folder.name}.{n}'))
 
+# %% ../nbs/13_run.ipynb #cec9b1e1
+def photo_list(
+    run: Run, # its folder
+    data: str | None, # a hash, as in inputs
+) -> Path: # such as runs/nano/photos-1f00d2b3c4d5e6f7.txt
+    "Where the photos of one state of the data are listed, once for all stages"
+    return run.folder / f'photos-{data}.txt'
+
+# %% ../nbs/13_run.ipynb #d2929190
+def list_photos(
+    run: Run, # its photos
+) -> None:
+    "Keep a line for each photo, to be able to say later which one has changed"
+    path = photo_list(run, run.parts.hash)
+    if path.exists() or not run.parts.listed: return
+    part = path.with_suffix('.part')
+    part.write_text('\n'.join(run.parts.listed) + '\n', encoding='utf-8', errors='backslashreplace')
+    os.replace(part, path)
+
+# %% ../nbs/13_run.ipynb #1fb3d614
+def told_photos(
+    run: Run, # its photos as they are now
+    data: str | None, # the hash of those before
+) -> str: # such as ': a.png is gone'; '' for a run that kept no list
+    "Which photos have changed"
+    from qponder.data import which_changed
+    path = photo_list(run, data)
+    if not path.is_file() or not run.parts.listed: return ''
+    return ': ' + which_changed(path.read_text(encoding='utf-8').splitlines(), run.parts.listed)
+
 # %% ../nbs/13_run.ipynb #61ebb36c
 def prepare(
     stage: Stage, # what will be run
@@ -543,6 +600,7 @@ def prepare(
     old = earlier(folder)
     changed = difference(old['inputs'], now) if old else None
     if changed and not fresh:
+        if changed.startswith('data = '): changed += told_photos(run, old['inputs'].get('data'))
         raise QPonderError(f'{folder} was made with {changed}: give the run another --name, or use --fresh to make '
                            f'{stage.name} anew (what is there is kept as {stage.name}.1)')
     if changed: old = {} if set_aside(folder) else old
@@ -566,6 +624,7 @@ def execute(
 ) -> None:
     "Do the work, leave the manifest, then clear up"
     folder, begin = run.folder / stage.name, time.monotonic()
+    list_photos(run)
     write_json(folder / 'started.json', {'inputs': now, 'starts': starts + 1})
     seed_all(run.settings.common.seed)
     stage.work(run)

@@ -109,7 +109,7 @@ class ServedTeacher:
         self.settings, self.seed, self.at_once = settings, seed, settings.at_once
         self.asked = self.answered = self.unanswered_in_a_row = self.tokens_in = self.tokens_out = 0
         self.lock, self.turn, self.messages, self.unmetered = Lock(), 0., messages, False
-        self.told_faults, self.account = messages is not chat, None
+        self.told_faults, self.account, self.company = messages is not chat, None, None
 
     @cached_property
     def client(self) -> Any: # an `openai.OpenAI`
@@ -142,10 +142,19 @@ class Tokens:
 @patch
 def keep_account(self: ServedTeacher,
     path: Path, # JSON; may be missing
+    company: Path | None = None, # a folder: the limit is that of all files of this name in and below it; None: its own
 ) -> None:
     "Begin with the tokens that a file tells of, and note there what is added; only questions under way escape it"
-    self.account = path
+    self.account, self.company = path, company
     for row in read_rows(path): self.tokens_in, self.tokens_out = row['sent'], row['received']
+
+# %% ../nbs/05b_served.ipynb #efede8ed
+@patch
+def spent_together(self: ServedTeacher) -> float: # in the currency of the prices
+    "What counts against the limit: what this teacher has spent, and those that keep it company"
+    others = [p for p in self.company.rglob(self.account.name) if p != self.account] if self.company else []
+    rows, s = [row for p in others for row in read_rows(p)], self.settings
+    return self.spent + sum(r['sent'] * s.price_in + r['received'] * s.price_out for r in rows) / 1e6
 
 # %% ../nbs/05b_served.ipynb #66d55187
 def served_examiner(
@@ -204,8 +213,8 @@ def wait(self: ServedTeacher) -> None:
     with self.lock:
         if s.spend and self.unmetered: raise QPonderError(
             f'{s.url} reports no usage, so served_spend cannot be kept: set it to 0, or ask another server. {_AGAIN}')
-        if s.spend and self.spent >= s.spend: raise QPonderError(
-            f'{self.spent:.2f} is spent, and served_spend is {s.spend:g}: raise the limit. {_AGAIN}')
+        if s.spend and (spent := self.spent_together()) >= s.spend: raise QPonderError(
+            f'{spent:.2f} is spent, and served_spend is {s.spend:g}: raise the limit. {_AGAIN}')
         now, self.asked = time.monotonic(), self.asked + 1
         begin = max(self.turn, now)
         self.turn = begin + (60 / s.per_minute if s.per_minute else 0)

@@ -1,6 +1,7 @@
 "The command line: quick help, one plain line for a mistake, and every command leads to its function."
 import errno
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -216,6 +217,20 @@ def test_check(here, monkeypatch, capsys, problems, code):
     fake('data', monkeypatch, check_csv=lambda csv, **kw: Report(csv=csv, problems=problems, **kw))
     assert main(['check', 'a.csv', '--low', '0', '--high', '9', '--lower-is-better']) == code
     assert capsys.readouterr().out == f'a.csv 0.0 False: {len(problems)}\n'
+
+
+def test_check_reads_the_settings_that_a_run_would(here, capsys):
+    "Columns and scale of the preset, unless they are given by hand; another file and another preset, too."
+    Path('own.csv').write_text(f'photo,score\n{pristine()[0]},55\n')
+    Path('settings.ini').write_text('[DEFAULT]\nimage_col = photo\n[nano]\nscore_col = score\nlow = 0\nhigh = 100\n'
+                                    '[small]\ninherits = nano\nhigh = 50\n')
+    kinds = lambda *args: (main(['check', 'own.csv', *args]), re.findall('line 2, (.*?):', capsys.readouterr().out))
+    assert kinds() == (1, ['parts']) # one photo is too few, and that is all
+    assert kinds('--preset', 'small') == kinds('--high', '50') == (1, ['score', 'parts'])
+    Path('settings.ini').rename('mine.ini')
+    assert main(['check', 'own.csv']) == 2 and "no column 'image'" in capsys.readouterr().err
+    assert kinds('--settings', 'mine.ini') == (1, ['parts'])
+    assert main(['check', 'own.csv', '--settings', 'mine.ini', '--preset', 'huge']) == 2
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 "Photos and scores that are wrong in every way we know of: each is refused, or reported, by name and with a remedy."
 import io
+import os
 import warnings
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qponder.data import (
-    CARDS, DatasetCard, check_csv, cut_validation, difference_hash, keep_together, load_csv, load_data, load_sample,
-    make_rows, near_duplicates)
+    CARDS, DatasetCard, at_size, check_csv, cut_validation, difference_hash, keep_together, load_csv, load_data,
+    load_sample, make_rows, near_duplicates, same_size, which_changed)
 from qponder.photo import ASSETS, DataError, ImageError, open_image, pristine, to_rgb
 from qponder.scale import QPonderError
 
@@ -456,3 +458,58 @@ def test_every_photo_that_ships_can_be_opened():
 def test_cards_name_themselves():
     assert all(k == c.name and c.scale.to_score(c.high if c.higher_is_better else c.low) == 5 for k, c in CARDS.items())
     assert not CARDS['csiq'].higher_is_better and CARDS['kadid'].higher_is_better
+
+
+# one size
+
+def test_a_copy_is_called_after_what_is_in_the_photo(tmp_path):
+    "Another time, another folder: the same copy. Other pixels, another side or another name: another one."
+    (tmp_path/'cloned').mkdir()
+    old, new = saved(tmp_path/'a.png'), saved(tmp_path/'cloned'/'a.png')
+    first = at_size(old, 20, tmp_path/'copies')
+    os.utime(old, (1, 1))
+    assert at_size(old, 20, tmp_path/'copies') == at_size(new, 20, tmp_path/'copies') == first
+    saved(old, picture(1))
+    others = at_size(old, 20, tmp_path/'copies'), at_size(new, 24, tmp_path/'copies'), at_size(
+        saved(tmp_path/'b.png'), 20, tmp_path/'copies')
+    assert len({first, *others}) == 4
+    assert open_image(others[0]).tobytes() != open_image(first).tobytes() == open_image(others[2]).tobytes()
+
+
+def test_copies_of_an_earlier_version_are_used(tmp_path):
+    "Predictions are stored under their names."
+    photo, copies = saved(tmp_path/'a.png'), tmp_path/'copies'
+    copies.mkdir()
+    mark = sha256(f'{photo} 20 {os.stat(photo).st_mtime_ns}'.encode()).hexdigest()[:12]
+    earlier = saved(copies/f'{mark}-a.png', picture(0, (20, 20)))
+    assert at_size(photo, 20, copies) == str(earlier) and [*copies.iterdir()] == [earlier]
+
+
+def test_one_file_in_two_folders_stays_two_photos(tmp_path):
+    (tmp_path/'twin').mkdir()
+    paths = [saved(tmp_path/'a.png'), saved(tmp_path/'twin'/'a.png'), saved(tmp_path/'b.png', picture(1))]
+    rows = make_rows(pd.DataFrame(dict(path=paths, mos=[1., 2., 3.])), DatasetCard('mine', 1, 5))
+    found = same_size(rows, 20, tmp_path/'copies')
+    assert len(set(found['path'])) == 3 and found['path'] == same_size(rows, 20, tmp_path/'copies')['path']
+    assert [im.size for im in found['image']] == [(20, 20)] * 3
+
+
+def lines(home, **photos): return [f'{known}\t{home}/{name}.png' for name, known in photos.items()]
+
+
+@pytest.mark.parametrize('after, said', [
+    (lines('x', a='train 3.0 11', b='train 4.0 22', c='test 2.0 34'), 'c.png has another file'),
+    (lines('x', a='train 3.0 0.5 11', b='test 4.0 22', c='test 2.0 33'),
+     'a.png has another score or part, like 1 more'),
+    (lines('x', b='train 4.0 22'), 'a.png is gone, like 1 more'),
+    (lines('moved', a='train 3.0 11', b='train 4.0 23', c='test 2.0 33', d='test 2.0 44'),
+     'b.png has another file; d.png is new'),
+])
+def test_the_photo_that_changed_is_named(after, said):
+    assert which_changed(lines('x', a='train 3.0 11', b='train 4.0 22', c='test 2.0 33'), after) == said
+
+
+def test_photos_of_one_name_in_two_folders_are_told_apart():
+    before = ['train 3.0 11\tx/good/1.png', 'train 1.0 22\tx/bad/1.png']
+    assert which_changed(before, ['train 3.0 11\tx/good/1.png', 'train 1.0 23\tx/bad/1.png']) == (
+        f'{os.path.join("bad", "1.png")} has another file')

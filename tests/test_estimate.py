@@ -1,5 +1,6 @@
 "Estimates: what grows with what, what does not fit, and what the command line says."
 import json
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from qponder.adapt import limit_pixels
 from qponder.audit import promised
 from qponder.cli import PLAN, main
-from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens
+from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
 from qponder.run import read_settings
@@ -213,3 +214,28 @@ def test_photos_take_what_a_saved_processor_says(kind, tmp_path):
 def test_kinds_that_are_not_known_are_named(kind, tmp_path):
     folder = save_student(tiny_vlm(kind), tmp_path/'s')
     with pytest.raises(QPonderError, match='how many tokens its photos take is not known here'): find_size(str(folder))
+
+
+def test_small_runs_take_seconds_and_not_nothing(capsys):
+    assert main(['estimate', '--preset', 'nano', '--photos', '178']) == 0
+    out = capsys.readouterr().out
+    assert re.search(r'together [1-9]\d* (s|min),', out) and '0.0 h' not in out
+    assert [span(h) for h in (1e-9, .02, 1.5, 2, 30)] == ['under 1 s', '72 s', '90 min', '2.0 h', '30.0 h']
+
+
+@pytest.mark.parametrize('plan, copies', [({}, 1), (dict(lora=16, bits=4), 1), (dict(sharded=True, gpus=8), 1),
+                                          (dict(sharded=True, gpus=8, lora=16), 2)])
+def test_what_is_saved_lies_in_main_memory(seven, plan, copies):
+    "A whole student in float32; two, where an adapter is merged into one that lay in parts."
+    settings = read_settings('qwen2.5-vl-7b', overrides=['data=sample'])
+    made = estimate(settings, Plan(7046, **plan))
+    assert made.ending() == pytest.approx(copies * 4 * made.size.total / 1e9)
+    assert f'at the end: {made.ending():.1f} GB of main memory' in str(made)
+
+
+@pytest.mark.parametrize('command', ['estimate', 'pairs'])
+def test_what_runs_no_stage_makes_none_anew(command, capsys):
+    with pytest.raises(SystemExit): main([command, '--fresh'])
+    assert '--fresh' in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(['run', '--fresh', '--help'])
+    assert '--fresh' in capsys.readouterr().out

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
@@ -281,6 +282,19 @@ def test_interrupted_prediction_goes_on_where_it_was(tmp_path):
     assert len(read_predictions(file)) == 4
     done = predict(None, rows, file, 'm', ask=lambda _, images: [answer(2.) for _ in images], batch_size=4)
     assert [p.greedy for p in done] == [3.] * 4 + [2.] * 2 and [p.path for p in done] == [r['path'] for r in rows]
+
+
+def test_a_photo_that_was_copied_elsewhere_is_not_asked_about_again(tmp_path):
+    from qponder.data import DatasetCard, make_rows, same_size
+    asked = []
+    def ask(_, images): asked.append(len(images)); return [answer(3.) for _ in images]
+    for home in ('one', 'clone'):
+        (tmp_path/home).mkdir()
+        for i, row in enumerate(photos(3)): row['image'].save(tmp_path/home/f'{i}.png')
+        paths = sorted((tmp_path/home).iterdir())
+        rows = make_rows(pd.DataFrame(dict(path=paths, mos=[1., 2., 3.])), DatasetCard('mine', 1, 5))
+        predict(None, same_size(rows, 24, tmp_path/'copies'), tmp_path/'p.jsonl', 'm', ask=ask)
+    assert asked == [3]
 
 
 def test_models_and_splits_share_a_file(tmp_path):

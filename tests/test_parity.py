@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from qponder import parity as page
+from qponder.adapt import eight_photos
 from qponder.model import tiny_student
-from qponder.parity import eight_photos, parity
+from qponder.parity import parity
 from qponder.scale import QPonderError
 from qponder.trace import Trace, render
 

@@ -2,13 +2,15 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from qponder.cli import main
 from qponder.distill import Record
 from qponder.evaluate import Interval, Prediction, tabulate
 from qponder.report import (MODELS, curve, extremes, gain, group, headline, paid, report, results, scores, summary,
@@ -153,6 +155,29 @@ def test_damaged_files_are_named(run, tmp_path, file):
 def test_a_photo_that_is_gone_is_said_to_be(run, tmp_path):
     said = Prediction('Q-Ponder', str(tmp_path/'gone.png'), 'test', 3., greedy=3.)
     assert 'gone.png' in thumbnail(said.path) and '<img' not in thumbnail(said.path)
+
+
+def test_pictures_that_are_gone_are_counted_and_can_be_brought_back(run, tmp_path, monkeypatch, capsys):
+    "Moved photos, and a run whose paths begin in another working folder."
+    (tmp_path/'photos').mkdir()
+    said = [replace(p, path=f'photos/{Path(p.path).name}') for p in predictions(tmp_path/'photos')]
+    shutil.copytree(run, tmp_path/'runs'/'one')
+    (tmp_path/'runs'/'one'/'evaluate'/'predictions.jsonl').write_text(lines(map(asdict, said)))
+    monkeypatch.chdir(tmp_path)
+    def page():
+        assert main(['report', '--name', 'one', '--runs', str(tmp_path/'runs')]) == 0
+        return capsys.readouterr().out, (tmp_path/'runs'/'one'/'report.html').read_text().count('<img')
+    assert page()[1] == 6 and 'missing' not in page()[0]
+    first = [p.path for some in extremes([p for p in said if (p.model, p.split) == ('Q-Ponder', 'test')]) for p in some]
+    for path in first[2:4]: Path(path).rename(Path(path).with_suffix('.away'))
+    assert f'2 of 6 pictures are missing from it, the first is {first[2]}: put the photos back' in page()[0]
+    for path in first[2:4]: Path(path).with_suffix('.away').rename(path)
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    out, shown = page()
+    assert shown == 0 and '6 of 6 pictures' in out and 'change to the folder in which the run was made' in out
+    monkeypatch.chdir(tmp_path)
+    assert page()[1] == 6
 
 
 def test_one_prediction_breaks_nothing(run, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qponder import run as module
 from qponder.cli import main
@@ -19,7 +20,7 @@ from qponder.data import load_sample
 from qponder.distill import read_rows
 from qponder.run import (STAGES, Common, Entry, Parts, Run, Stage, build, convert, default_file, difference, disk_error,
                          entries, read_ini, read_overrides, read_settings, run_stage, run_stages, seed_all, sha,
-                         stage_settings, write_json)
+                         stage_settings, student_sha, write_json)
 from qponder.scale import QPonderError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -391,6 +392,38 @@ def test_other_photos_are_refused(run, ini):
     refused(['data = photos, now data = others'], run_stages, other, both, say=quiet)
 
 
+def test_the_photo_that_is_another_one_is_named(tmp_path, ini):
+    "A run that was begun before photos were listed says what it said before."
+    photos = [tmp_path/f'{n}.png' for n in 'abcdef']
+    noise = lambda seed: Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    for i, photo in enumerate(photos): noise(i).save(photo)
+    csv = tmp_path/'own.csv'
+    csv.write_text('image,mos,split\n' + ''.join(f'{p.name},3,{"test" if p is photos[-1] else "train"}\n'
+                                               for p in photos))
+    ask = lambda **more: Run(tmp_path/'runs'/'one', replace(settings, common=replace(settings.common, **more)))
+    settings = read_settings('nano', ini, [f'data={csv}', 'low=1', 'high=5', 'split_col=split'], KINDS)
+    a, b, both = stages()
+    run_stages(ask(), both, say=quiet)
+    noise(9).save(photos[-1])
+    refused(['a was made with data = ', '(photos, scores or parts): f.png has another file: give'],
+            run_stages, ask(), both, say=quiet)
+    for kept in (tmp_path/'runs'/'one').glob('photos-*.txt'): kept.unlink()
+    refused(['a was made with data = ', '(photos, scores or parts): give'], run_stages, ask(), both, say=quiet)
+    run_stages(ask(), both, fresh=True, say=quiet)
+    run_stages(ask(), both, say=quiet)
+    assert a.calls == b.calls == 2
+
+
+def test_a_photo_is_named_where_all_are_brought_to_one_size(tmp_path, ini):
+    rows = load_sample('test').select(range(3))
+    one = [rows.select([i]) for i in range(3)]
+    settings = read_settings('nano', ini, ['side=64'], KINDS)
+    begun = lambda *said: Run(tmp_path/'one', settings, lambda common: Parts(*one, 'x' + said[0], said))
+    a, b, both = stages()
+    run_stages(begun('train 3.0 11\ta.png'), both, say=quiet)
+    refused(['a.png has another score or part'], run_stages, begun('train 4.0 11\ta.png'), both, say=quiet)
+
+
 def test_another_seed_is_refused(run, ini):
     a, b, both = stages()
     run_stages(run, both, say=quiet)
@@ -415,6 +448,41 @@ def test_other_weights_under_the_same_name_are_noticed(run, tmp_path, ini):
     (tmp_path/'mine'/'model.safetensors').write_text('2')
     again = made(run.folder, f'student={tmp_path}/mine', file=ini)
     refused(['a was made with student weights'], run_stage, stage, again, say=quiet)
+
+
+def test_what_decides_answers_is_hashed_and_nothing_else(tmp_path):
+    "A card, a licence, what git or a hub leaves: not. Weights, words, the policy, and weights beside the folder: yes."
+    base, student = tmp_path/'base', tmp_path/'student'
+    for folder in base, student: folder.mkdir()
+    (base/'tower.safetensors').write_text('tower')
+    (base/'more.safetensors').write_text('not of this student')
+    index = {'weight_map': {'a': '../base/tower.safetensors', 'b': 'language.safetensors'}}
+    (student/'model.safetensors.index.json').write_text(json.dumps(index))
+    for name in ('language.safetensors', 'tokenizer.json', 'image_policy.json'): (student/name).write_text('1')
+    first = student_sha(student)
+    for name in ('README.md', 'LICENSE', 'NOTICE.txt', '.gitattributes', '.cache/known.json'):
+        (student/name).parent.mkdir(exist_ok=True)
+        (student/name).write_text('2')
+    (base/'more.safetensors').write_text('nor now')
+    assert student_sha(student) == first
+    for file in (base/'tower.safetensors', *(student/n for n in ('language.safetensors', 'image_policy.json'))):
+        was = file.read_text()
+        file.write_text('3')
+        assert student_sha(student) != first, file
+        file.write_text(was)
+    assert student_sha(student) == first
+    (student/'model.safetensors.index.json').write_text('{')
+    refused(['model.safetensors.index.json: is damaged'], student_sha, student)
+
+
+def test_stored_figures_are_of_the_students_that_ship():
+    figures = ROOT/'nbs'/'tutorials'/'nano'
+    stored = json.loads((figures/'accuracy.json').read_text(encoding='utf-8'))['models']
+    for name, told in stored.items(): assert told == student_sha(name.partition('@')[0]), name
+    for path in figures.glob('*faults*.json'):
+        told = json.loads(path.read_text(encoding='utf-8'))
+        assert told['weights'] == student_sha(told['model']), path.name
+    for told in read_rows(figures/'grpo-speed.jsonl'): assert told['weights'] == student_sha(told['student'])
 
 
 def test_checkpoints_go_when_the_model_is_there(run):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tarfile
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -14,15 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from qponder import shards as module
 from qponder.cli import main
 from qponder.distill import load_records, write_reasoning
 from qponder.photo import open_image, pristine
+from qponder.rate import Rating
 from qponder.run import read_settings
 from qponder.scale import QPonderError
 from qponder.served import ServedTeacher
 from qponder.sft import sft_rows
 from qponder.shards import (DEATHS, DistillJob, RateJob, ShardError, Worker, find_shards, shard_rows, work_plainly,
-                            work_spread)
+                            work_spread, write_ratings)
 from qponder.trace import Trace, render
 
 LAST = 17 # row of a shard; those before it are photos, it is none
@@ -173,6 +176,58 @@ def test_an_empty_photo_is_unreadable_even_where_a_file_has_its_name(tmp_path, m
     assert said == ["x.tar: {'unreadable': 1}"]
 
 
+def parquet(file, /, **columns):
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def test_a_parquet_file_as_datasets_writes_it(tmp_path):
+    "Bytes and path are in `image`, and the path is often empty: the photo is called after its row."
+    photo = pristine()[0].read_bytes()
+    images = [dict(bytes=photo, path=None), dict(bytes=photo, path='in.webp'), dict(bytes=None, path='away.webp')]
+    one = parquet(tmp_path/'one.parquet', image=images)
+    assert [(r['path'], r['image'] and len(r['image'])) for r in shard_rows(one)] == [
+        ('one-row-1', len(photo)), ('in.webp', len(photo)), (str(tmp_path/'away.webp'), None)]
+    two = parquet(tmp_path/'two.parquet', path=[None, 'b.webp'], image=images[:2], score=[3., 4.])
+    assert [r['path'] for r in shard_rows(two)] == ['two-row-1', 'b.webp']
+    said = []
+    assert work_plainly([two], RateJob(reasons=False), tmp_path/'rated', said.append) == 1
+    assert work_plainly([two], asked('distill_views=1'), tmp_path/'taught', said.append) == 1
+    assert said[0] == "two.parquet: {'ok': 2}" and said[1].startswith('two.parquet: {')
+    assert {r.path.rpartition('-')[2] for r in load_records(tmp_path/'taught'/'two'/'traces.jsonl')} <= {'1', 'b.webp'}
+
+
+@pytest.mark.parametrize('columns, words', [
+    (dict(path=['a.png', None]), 'row 2 has neither the bytes of a photo nor a path'),
+    (dict(image=[dict(bytes=None, path=None)]), 'row 1 has neither the bytes of a photo nor a path'),
+    (dict(path=['a.png'], image=['b.png']), 'row 1: `image` is no bytes'),
+    (dict(score=[3.]), "it has no column 'path' and no 'image'"),
+])
+def test_a_row_without_a_photo_is_one_error(tmp_path, columns, words):
+    shard = parquet(tmp_path/'bad.parquet', **columns)
+    with pytest.raises(QPonderError, match=f'1 failed: .*bad.parquet.*{words}'):
+        work_plainly([shard], RateJob(reasons=False), tmp_path/'out')
+
+
+def test_two_writers_of_one_folder_make_every_line_once(tmp_path, monkeypatch):
+    "The second one waits for the first, and finds that nothing is left; a torn line is made again."
+    made = []
+    def slowly(rater, rows, reasons):
+        for r in rows:
+            time.sleep(.02)
+            made.append(r['path'])
+            yield Rating(path=r['path'])
+    monkeypatch.setattr(module, 'rate_rows', slowly)
+    rows, counts = [dict(path=str(n), image=None) for n in range(20)], []
+    (tmp_path/'ratings.jsonl').write_text(Rating(path='0').to_json() + '\n' + Rating(path='1').to_json()[:30])
+    both = [Thread(target=lambda: counts.append(write_ratings(None, iter(rows), tmp_path))) for _ in range(2)]
+    for t in both: t.start()
+    for t in both: t.join()
+    assert counts == [{'ok': 20}] * 2 and made == [r['path'] for r in rows[1:]]
+    kept = (tmp_path/'ratings.jsonl').read_text().splitlines()
+    assert [json.loads(line)['path'] for line in kept] == [r['path'] for r in rows]
+
+
 def test_a_shard_that_cannot_be_done_is_named_and_holds_up_no_other(shards, tmp_path):
     bad = [tar_of(tmp_path/'none.tar', **{'notes.txt': b'1'}), tmp_path/'torn.tar']
     bad[1].write_bytes(b'torn')
@@ -216,6 +271,7 @@ def test_limits_are_those_of_all_workers_together(tmp_path):
     for n, at_once in ((1, 4), (2, 2), (8, 1)):
         for who in job.experts(n):
             assert (who.settings.spend, who.settings.per_minute, who.at_once) == (12 / n, 60 / n, at_once)
+    assert [who.settings.spend for who in job.experts(8, together=True)] == [12, 12]
     told = []
     class Listens(RateJob):
         def start(self, *how): told.append(how)
@@ -282,6 +338,19 @@ def test_a_worker_that_is_started_again_goes_on_with_what_it_has_spent(shards, c
     assert len(list((tmp_path/'died').iterdir())) == 1 and len(Expert.asked) == 20
     account, = (tmp_path/'out'/'spent').rglob('*.json')
     assert json.loads(account.read_text()) == dict(sent=20 * 90_000, received=20 * 10_000)
+
+
+def test_a_worker_with_a_dear_shard_spends_what_the_others_leave(shards, cluster, expert, tmp_path):
+    "The one has a question of seventeen, the other all of them; half of the money is not enough for that."
+    few = parquet(tmp_path/'few.parquet', path=['1.png'], image=[small(pristine()[0], 60)], score=[1.5])
+    costs = 'served_price_in=10', 'served_price_out=10', 'served_at_once=1' # an answer costs 1
+    job = asked(*expert, *costs, 'served_spend=18')
+    assert work_spread([few, shards[0]], job, tmp_path/'out', 2) == 2 and len(Expert.asked) == 18
+    spent = [json.loads(p.read_text())['received'] for p in (tmp_path/'out'/'spent').rglob('*.json')]
+    assert sorted(spent) in ([10_000, 170_000], [180_000])
+    with pytest.raises(QPonderError, match='is spent, and served_spend is 20'):
+        work_spread(shards[:2], asked(*expert, *costs, 'served_spend=20'), tmp_path/'again', 2)
+    assert 18 + 20 <= len(Expert.asked) <= 18 + 21 # a question that was under way
 
 
 @pytest.mark.parametrize('jobs', ['rate', pytest.param('distill', marks=pytest.mark.slow)], indirect=True)
