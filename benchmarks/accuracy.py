@@ -27,9 +27,12 @@ from datasets import Dataset
 from scipy.stats import rankdata
 
 from qponder.data import load_sample
-from qponder.evaluate import Interval, Prediction, bootstrap, paired_bootstrap, plcc, predict, srcc, swapped, values
+from qponder.evaluate import swapped
+from qponder.metrics import Interval, bootstrap, paired_bootstrap, plcc, srcc
+from qponder.predict import Prediction, predict, values
 from qponder.rate import Rater
-from qponder.run import Run, read_settings, sha, student_sha, versions, write_json
+from qponder.settings import read_settings
+from qponder.stage import Run, sha, student_sha, versions, write_json
 from qponder.trace import parse
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from qponder.degrade import DEGRADATIONS, degrade
-from qponder.evaluate import Interval, bootstrap
+from qponder.metrics import Interval, bootstrap
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater, find_photos
-from qponder.run import sha, student_sha, versions, write_json
+from qponder.stage import sha, student_sha, versions, write_json
 from qponder.trace import claims
 
 UNSPOILED = 'none', 0

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from qponder.data import load_sample
-from qponder.distill import MeasuredTeacher, distill
+from qponder.distill import distill
+from qponder.teacher import MeasuredTeacher
 from qponder.grpo import GRPOSettings
 from qponder.model import ImagePolicy, NanoSettings, build_nano, save_student
 from qponder.photo import ASSETS
-from qponder.run import sha, versions
+from qponder.stage import sha, versions
 
 TOWER = ASSETS / 'nano-base' / 'tower.safetensors'
 PLAIN = dict(group_size=8, pixels=224, width=256, depth=4)

@@ -4,7 +4,7 @@ import json
 import pandas as pd
 
 from dev.readme import ROOT, settle
-from qponder.evaluate import Interval
+from qponder.metrics import Interval
 
 STORED, ASSETS = ROOT/'nbs/tutorials/nano', ROOT/'qponder/assets'
 NOTE = '<!-- Written by `make write` from dev/card.md and the figures in nbs/tutorials/nano. -->'

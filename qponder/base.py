@@ -23,7 +23,8 @@ from datasets import Dataset
 from PIL import Image
 
 from .degrade import DEGRADATIONS, degrade
-from .distill import MeasuredTeacher, Record, Request, combine, known_faults, tone
+from .filters import Record
+from .teacher import MeasuredTeacher, Request, combine, known_faults, tone
 from .measure import degrees, measure
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .photo import open_image

@@ -56,9 +56,10 @@ def run_folder(
 # %% ../nbs/14_cli.ipynb #2821efe8
 def open_run(
     args: argparse.Namespace, # preset, name, runs, settings
-) -> Any: # a `qponder.run.Run`
+) -> Any: # a `qponder.stage.Run`
     "The run that the arguments name; its photos are not loaded yet"
-    from qponder.run import Run, read_settings
+    from qponder.settings import read_settings
+    from qponder.stage import Run
     settings = read_settings(args.preset, args.settings, given(args))
     return Run(run_folder(args), settings, progress=sys.stderr.isatty())
 
@@ -79,7 +80,7 @@ def find_run(
     "Where a run lies that was begun; `QPonderError` if it should be named after a preset that there is not"
     folder = run_folder(args)
     if not args.name and not folder.is_dir():
-        from qponder.run import default_file, entries
+        from qponder.settings import default_file, entries
         entries(default_file(), args.preset)
     return folder
 
@@ -152,7 +153,7 @@ def do_check(
 ) -> int: # exit code: 1 if there are problems, 2 if a file cannot be read
     "`qponder check`: which rows cannot be used, and why; a report for each file, as soon as it is there"
     from qponder.data import check_csv
-    from qponder.run import Common, build, default_file, entries
+    from qponder.settings import Common, build, default_file, entries
     from qponder.scale import QPonderError
     c = build(Common, '', entries(args.settings or default_file(), args.preset, given(args)))
     form = dict(low=c.low, high=c.high, higher_is_better=not c.lower_is_better, image_col=c.image_col,
@@ -245,11 +246,11 @@ PLAN = {
 # %% ../nbs/14_cli.ipynb #6f9f38f3
 def read_plan(
     args: argparse.Namespace, # the options in `PLAN`
-    run: Any, # a `qponder.run.Run`, whose photos are loaded if the options do not describe them
+    run: Any, # a `qponder.stage.Run`, whose photos are loaded if the options do not describe them
 ) -> Any: # a `qponder.estimate.Plan`
     "What to assume, the student's settings included; `QPonderError` if nobody says how many photos there are"
     from qponder.estimate import Plan, seen_in
-    from qponder.run import build, read_overrides
+    from qponder.settings import build, read_overrides
     from qponder.scale import QPonderError
     own = {k: v for k in PLAN if (v := getattr(args, k.replace('-', '_'))) is not None}
     if 'photos' not in own and not run.settings.common.data: raise QPonderError(
@@ -287,7 +288,7 @@ def do_shards(
     args: argparse.Namespace, # job, shards, out, workers, gpus, model, score_only, preset, settings, set
 ) -> int: # exit code
     "`qponder shards`: rate or distill shards, and do what is left of them"
-    from qponder.run import read_settings
+    from qponder.settings import read_settings
     from qponder.scale import QPonderError
     from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
     if args.workers < 0 or args.gpus < 0: raise QPonderError('--workers and --gpus: give a number from 0')

@@ -32,7 +32,7 @@ from .fast import checkpoint
 from .marks import JUDGE
 from .objectives import mixed
 from .processes import shared, shared_groups
-from .run import Settings
+from .settings import Settings
 from .scale import QPonderError, check_range
 from .trace import student_prompt
 

@@ -39,7 +39,7 @@ from trl.trainer.utils import RepeatSampler
 from .adapt import StudentSettings, adapter_config, set_tower
 from .audit import audit
 from .consistency import Answer
-from .distill import Record
+from .filters import Record
 from .fast import asked_as, fast_bf16
 from .model import Student, generate, remember, share_prompts
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,

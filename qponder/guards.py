@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .distill import repeated
+from .filters import repeated
 from .scale import HIGH, LOW
 
 # %% ../nbs/07d_guards.ipynb #6aba8bfb

@@ -24,7 +24,8 @@ from random import Random
 
 from accelerate import PartialState
 
-from .distill import Record, load_records, mend, write_records
+from .filters import Record, load_records
+from .store import mend, write_records
 from .model import Student, generate
 from .photo import open_image, photo_view
 from .processes import in_parts, place

@@ -24,8 +24,9 @@ import pandas as pd
 from datasets import Dataset
 from PIL import Image
 
-from .distill import (FILTERS, Answers, DistillSettings, Record, Request, Teacher, Trial, Unanswered, _open,
-                             _said, ahead, fingerprint, image_sha, teacher_seed)
+from .distill import Answers, Trial, Unanswered, _open, _said, ahead, fingerprint, teacher_seed
+from .filters import FILTERS, DistillSettings, Record
+from .teacher import Request, Teacher, image_sha
 from .expert import expert_prompt, fill
 from .photo import ImageError
 from .scale import QPonderError

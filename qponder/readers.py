@@ -34,7 +34,8 @@ from transformers import TrainerCallback
 
 from .chinese import gloss
 from .consistency import Answer
-from .distill import Request, Unanswered
+from .distill import Unanswered
+from .teacher import Request
 from .kernels import kernel
 from .marks import judge_prompt, read_marks
 from .model import Student, encode, lengthen

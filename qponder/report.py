@@ -22,8 +22,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .distill import keep_table, load_records, read_rows
-from .evaluate import Interval, Prediction, bootstrap, paired_bootstrap, read_predictions, srcc
+from .distill import keep_table
+from .filters import load_records
+from .store import read_rows
+from .metrics import Interval, bootstrap, paired_bootstrap, srcc
+from .predict import Prediction, read_predictions
 from .photo import ImageError, img_html, open_image
 from .scale import HIGH, LOW, QPonderError
 from .trace import parse

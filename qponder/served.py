@@ -31,7 +31,9 @@ from typing import Any
 from fastcore.basics import patch
 from PIL import Image
 
-from .distill import Request, Unanswered, read_rows, write_records
+from .distill import Unanswered
+from .store import read_rows, write_records
+from .teacher import Request
 from .expert import EXPERT, fill
 from .scale import QPonderError, check_range
 

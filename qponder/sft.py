@@ -37,7 +37,8 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
 from .degrade import spoil
-from .distill import Record, read_rows
+from .filters import Record
+from .store import read_rows
 from .fast import (SCORES, Verdict, expected_score, fast_bf16, keep_memory, level_token_ids, score_token_ids,
                           verdict_of, verdict_place)
 from .model import Student, generate, no_bars, remember, save_student

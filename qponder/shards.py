@@ -32,10 +32,14 @@ from types import ModuleType
 from typing import Any, Protocol
 from uuid import uuid4
 
-from .distill import DistillSettings, distill, held
+from .distill import distill
+from .filters import DistillSettings
+from .store import held
 from .fast import keep_memory
 from .rate import PHOTOS, Rater, Rating, rate_placed
-from .run import STAGES, Run, Settings, difference, earlier, sha, student_sha, used, versions, write_json
+from .run import STAGES
+from .settings import Settings
+from .stage import Run, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import HIGH, LOW, QPonderError
 from .served import ServedTeacher, served_examiner, shared_among
 
@@ -182,7 +186,7 @@ def write_ratings(
 @cache
 def weights_of(
     model: str, # a name that ships with qponder, a folder, or a hub id
-) -> str: # see `run.student_sha`
+) -> str: # see `stage.student_sha`
     "A hash of a student, computed once, however many shards it rates"
     return student_sha(model)
 
@@ -237,7 +241,7 @@ def scored(
 # %% ../nbs/13c_shards.ipynb #6b493715
 def verdicts(
     rows: Iterable[Row], # of a shard
-    teacher: Any, # a `distill.Teacher`
+    teacher: Any, # a `teacher.Teacher`
     folder: Path, # for traces.jsonl, kept.jsonl, and photos/
     settings: DistillSettings, # filters, views
     judge: Any = None, # another, who gives marks where the settings ask for them

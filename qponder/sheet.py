@@ -18,7 +18,8 @@ from html import escape
 from pathlib import Path
 
 from .degrade import spoil
-from .distill import Record, keep_table, load_records
+from .distill import keep_table
+from .filters import Record, load_records
 from .marks import read_marks
 from .photo import ImageError, img_html, open_image, photo_view
 from .report import save_page, table

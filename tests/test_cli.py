@@ -10,10 +10,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from qponder import __version__, run
+from qponder import __version__, run, settings
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
 from qponder.photo import pristine
-from qponder.run import STAGES, Common, Parts, Stage
+from qponder.run import STAGES
+from qponder.settings import Common
+from qponder.stage import Parts, Run, Stage
 from qponder.scale import QPonderError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,9 +122,9 @@ def stages(monkeypatch):
     "Replace the stages and the photos of `qponder run`."
     def put(some):
         monkeypatch.setattr(run, 'STAGES', some)
-        monkeypatch.setattr(run.Run, 'parts', Parts([], [], [], 'photos'))
-        monkeypatch.setattr(run, 'stage_settings', dict)
-        monkeypatch.setattr(run.Run, 'teacher', None)
+        monkeypatch.setattr(Run, 'parts', Parts([], [], [], 'photos'))
+        monkeypatch.setattr(settings, 'stage_settings', dict)
+        monkeypatch.setattr(Run, 'teacher', None)
         Path('settings.ini').write_text('[nano]\ndata = sample\n')
     return put
 

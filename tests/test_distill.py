@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 import qponder.distill as module
-from qponder.distill import (FILTERS, FORBIDDEN, SUBJECTS, DistillSettings, MeasuredTeacher, Record, Request,
-                             Unanswered, combine, distill, forbidden_kind, judge, keep_table, load_records, main_fault,
-                             repeated, tone, write_reasoning)
+from qponder import store
+from qponder.distill import Unanswered, distill, keep_table
+from qponder.filters import FILTERS, FORBIDDEN, DistillSettings, Record, forbidden_kind, judge, load_records, repeated
+from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
 from qponder.marks import Marks, judge_prompt, read_marks
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.trace import ASPECTS, FAULTS, FINE, Trace, claims, parse, render, strip_numbers, well_formed
@@ -288,7 +289,7 @@ def test_spoilt_store_and_unwritable_folder(rows, whole, tmp_path, monkeypatch):
     distill(rows[:2], Counting(), full)
 
     def no_room(*args, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(module, 'open', no_room, raising=False)
+    monkeypatch.setattr(store, 'open', no_room, raising=False)
     with pytest.raises(QPonderError, match='No space left on device'): distill(rows, Counting(), full)
     monkeypatch.undo()
     assert len(load_records(full/'traces.jsonl')) == 2
@@ -320,7 +321,7 @@ def test_an_answer_of_another_process_is_not_lost_when_a_file_is_made_anew(tmp_p
     assert module.Answers(file).get('c').raw == 'paid c' and not [*tmp_path.glob('*.tmp')]
 
 
-@pytest.mark.skipif(module.fcntl is None, reason='no locks here')
+@pytest.mark.skipif(store.fcntl is None, reason='no locks here')
 def test_several_who_write_one_file_lose_no_line(tmp_path):
     "The lock belongs to an open file, so threads stand for processes here"
     file, ids = tmp_path/'traces.jsonl', [f'{who}{i}' for i in range(15) for who in 'abc']

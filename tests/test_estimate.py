@@ -11,7 +11,7 @@ from qponder.cli import PLAN, main
 from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
-from qponder.run import read_settings
+from qponder.settings import read_settings
 from qponder.scale import QPonderError
 from qponder.tiny import tiny_vlm
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy import stats
 
-import qponder.evaluate as ev
-from qponder.distill import write_records
-from qponder.evaluate import (Fitted, Interval, Logistic4, Prediction, baselines, bell, bootstrap, brisque_features,
-                              brisque_scores, brisque_svr, chain, compare, constant, evaluate, fit_on, grounding, krcc,
-                              logistic4_fit, measured_ridge, metrics, paired_bootstrap, plcc, predict,
-                              read_predictions, rmse, score_with, spread, srcc, tabulate, values, whole)
+import qponder.baselines as ev
+from qponder.store import write_records
+from qponder.baselines import bell, brisque_features, brisque_scores, brisque_svr, constant, measured_ridge, score_with
+from qponder.evaluate import (Fitted, baselines, chain, compare, evaluate, fit_on, grounding, metrics, spread,
+                              tabulate, whole)
+from qponder.metrics import Interval, Logistic4, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse, srcc
+from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.photo import ImageError
 from qponder.scale import QPonderError
 

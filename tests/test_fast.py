@@ -15,7 +15,7 @@ from qponder.fast import answer, checkpoint, is_nano, load_nano
 from qponder.model import Student, generate, load_student, release, save_student, tiny_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.rate import Rater
-from qponder.run import student_sha
+from qponder.stage import student_sha
 from qponder.scale import QPonderError
 
 HEAVY = 'transformers', 'datasets', 'pandas', 'scipy', 'torchvision', 'matplotlib', 'torch._dynamo'

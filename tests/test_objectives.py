@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from qponder import sft
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.distill import Record, read_rows
+from qponder.filters import Record
+from qponder.store import read_rows
 from qponder.fast import answer, asked_as, load_nano, reads_levels, verdict_of, verdict_place
 from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
@@ -23,7 +24,9 @@ from qponder.objectives import (Objective, fidelity_loss, level_masses, level_tr
 from qponder.photo import open_image, pristine
 from qponder.rank import fidelity
 from qponder.rate import Rater
-from qponder.run import Run, read_settings, run_stages
+from qponder.run import run_stages
+from qponder.settings import read_settings
+from qponder.stage import Run
 from qponder.scale import LEVEL_SCORES, LEVELS, QPonderError
 from qponder.sft import SFTSettings, cold_start, sft_rows
 from qponder.tiny import KINDS, tiny_vlm

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from qponder import own, sft
-from qponder.distill import Record, load_records, write_records
+from qponder.filters import Record, load_records
+from qponder.store import write_records
 from qponder.model import generate, load_student, tiny_student
 from qponder.own import own_record, own_words
 from qponder.photo import open_image, photo_view, pristine

@@ -4,9 +4,11 @@ import pytest
 from PIL import Image
 
 from qponder.cli import main
-from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, load_records
+from qponder.distill import Unanswered
+from qponder.filters import DistillSettings, load_records
+from qponder.teacher import MeasuredTeacher
 from qponder.pairs import MIRROR, PairRecord, distill_pairs, people_prefer
-from qponder.run import Run
+from qponder.stage import Run
 from qponder.scale import QPonderError
 from qponder.trace import CHOICES, Preference, render_preference
 

@@ -7,7 +7,7 @@ import pytest
 from launch import ENV, ROOT, fsdp, gloo, zero3
 from safetensors.torch import load_file
 
-from qponder.distill import read_rows
+from qponder.store import read_rows
 from qponder.model import save_student, tiny_student
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
@@ -74,7 +74,9 @@ STAGES = '''
 import sys
 from pathlib import Path
 from qponder.processes import place, wait_for
-from qponder.run import Parts, Run, Settings, Common, Stage, run_stages
+from qponder.run import run_stages
+from qponder.settings import Common, Settings
+from qponder.stage import Parts, Run, Stage
 Run.teacher = None
 here = Path(sys.argv[1])
 note = lambda name: lambda run: (run.folder/f'{name}-{place().rank}').write_text('was here')

@@ -13,7 +13,7 @@ from dev.readme import README, readme
 from dev.sync import stale
 from qponder import __version__
 from qponder.cli import given, make_parser
-from qponder.run import check_keys, read_overrides, stage_settings
+from qponder.settings import check_keys, read_overrides, stage_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'

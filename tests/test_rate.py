@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qponder.data import load_sample
-from qponder.evaluate import srcc
+from qponder.metrics import srcc
 from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores

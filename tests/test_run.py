@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qponder import run as module
+from qponder import stage as stage_module
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.distill import read_rows
-from qponder.run import (STAGES, Common, Entry, Parts, Run, Stage, build, convert, default_file, difference, disk_error,
-                         entries, read_ini, read_overrides, read_settings, run_stage, run_stages, seed_all, sha,
-                         stage_settings, student_sha, write_json)
+from qponder.store import read_rows
+from qponder.run import STAGES, run_stages
+from qponder.settings import (Common, Entry, build, convert, default_file, entries, read_ini, read_overrides,
+                              read_settings, stage_settings)
+from qponder.stage import Parts, Run, Stage, difference, disk_error, run_stage, seed_all, sha, student_sha, write_json
 from qponder.scale import QPonderError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,10 +256,10 @@ def test_the_paper_trains_on_all_photos_that_its_file_has_for_training(tmp_path)
     csv.write_text('\n'.join(heading + [f'{p},{s}' for p, s in zip(paths, parts)]))
     bare.write_text('\n'.join(['image,mos', *paths]))
     common = lambda *lines: read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines).common
-    found = module.load_parts(common(f'data={csv}'))
+    found = stage_module.load_parts(common(f'data={csv}'))
     assert [len(p) for p in (found.train, found.val, found.test)] == [12, 5, 7]
-    refused(['bare.csv', "no column 'split'", '--split-col= for none'], module.load_parts, common(f'data={bare}'))
-    assert len(module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
+    refused(['bare.csv', "no column 'split'", '--split-col= for none'], stage_module.load_parts, common(f'data={bare}'))
+    assert len(stage_module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
 
 
 @pytest.mark.parametrize('lines, words', [
@@ -279,7 +281,7 @@ def test_the_papers_preset_asks_for_long_reasons_and_keeps_them():
     short = read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', ['distill_ask_words=', 'distill_min_words=20'])
     stage = STAGES[0]
     run = lambda settings: Run(Path('x'), settings, lambda common: Parts([], [], [], 'photos'))
-    long_inputs, short_inputs = (module.inputs(stage, run(x)) for x in (asked, short))
+    long_inputs, short_inputs = (stage_module.inputs(stage, run(x)) for x in (asked, short))
     assert long_inputs['prompt expert'] != short_inputs['prompt expert'] == '7e8acaaf71ce'
     assert long_inputs['distill_ask_words'] == [150, 250] and json.loads(json.dumps(long_inputs)) == long_inputs
     refused(['distill_ask_words = 150, 250', 'beyond the 100 to 200'],
@@ -512,7 +514,7 @@ def test_a_result_changed_by_hand_is_noticed(run):
 def test_another_prompt_is_noticed(run, monkeypatch):
     a, b, both = stages()
     run_stages(run, both, say=quiet)
-    monkeypatch.setattr(module, 'REASON', replace(module.REASON, text='Rate it.'))
+    monkeypatch.setattr(stage_module, 'REASON', replace(stage_module.REASON, text='Rate it.'))
     refused(['prompt'], run_stages, run, both, say=quiet)
 
 
@@ -554,7 +556,7 @@ def test_seed_reaches_all_three():
 @pytest.mark.parametrize('error', [
     OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EDQUOT, 'Disk quota exceeded'),
     RuntimeError('[enforce fail at inline_container.cc:664] PytorchStreamWriter failed: file write failed'),
-    module.SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
+    stage_module.SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
 ])
 def test_a_full_disk_is_one_plain_error_and_nothing_is_lost(run, error):
     a, b, both = stages(b=error)
@@ -712,11 +714,11 @@ def said_by_students(folder):
 
 
 def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, monkeypatch, capsys):
-    from qponder import distill, evaluate, sft
+    from qponder import distill, predict, sft
     assert main(['run', '--name', 'whole']) == 0
     stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(sft, 'validation', 2, KeyboardInterrupt()),
              fails(sft, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
-             fails(evaluate, 'write_records', 10, KeyboardInterrupt()))
+             fails(predict, 'write_records', 10, KeyboardInterrupt()))
     for stage, code, stop in zip(('distill', 'cold-start', 'grpo', 'evaluate'), (130, 130, 2, 130), stops):
         with monkeypatch.context() as patch:
             stop(patch)

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 import qponder.served as module
-from qponder.distill import DistillSettings, MeasuredTeacher, Unanswered, distill, judge, keep_table, load_records
-from qponder.distill import Request as Question
+from qponder.distill import Unanswered, distill, keep_table
+from qponder.filters import DistillSettings, judge, load_records
+from qponder.teacher import MeasuredTeacher
+from qponder.teacher import Request as Question
 from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
 from qponder.scale import QPonderError

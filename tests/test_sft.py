@@ -12,10 +12,11 @@ from trl import SFTTrainer
 
 from qponder import sft
 from qponder.adapt import StudentSettings
-from qponder.distill import Record, read_rows
+from qponder.filters import Record
+from qponder.store import read_rows
 from qponder.model import tiny_student
 from qponder.photo import pristine
-from qponder.run import sha
+from qponder.stage import sha
 from qponder.scale import QPonderError
 from qponder.see import wider
 from qponder.sft import SFTSettings, cold_start

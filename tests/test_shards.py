@@ -17,10 +17,11 @@ from PIL import Image
 
 from qponder import shards as module
 from qponder.cli import main
-from qponder.distill import load_records, write_reasoning
+from qponder.filters import load_records
+from qponder.teacher import write_reasoning
 from qponder.photo import open_image, pristine
 from qponder.rate import Rating
-from qponder.run import read_settings
+from qponder.settings import read_settings
 from qponder.scale import QPonderError
 from qponder.served import ServedTeacher
 from qponder.sft import sft_rows

@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from qponder.distill import FILTERS, Record, write_records
+from qponder.filters import FILTERS, Record
+from qponder.store import write_records
 from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sheet import card, choose, sheet

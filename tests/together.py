@@ -8,7 +8,7 @@ from trl import GRPOTrainer
 
 from qponder import grpo as page
 from qponder import sft
-from qponder.distill import Record
+from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import load_student, tensor_hash
 from qponder.photo import pristine
