@@ -364,9 +364,8 @@ class Run:
         if self.settings.common.teacher == 'served':
             from qponder.served import ServedTeacher
             return ServedTeacher(self.settings.stages['served'], seed)
-        from qponder.distill import MeasuredTeacher, check_heeds
-        teacher = MeasuredTeacher(seed=seed)
-        if asked := self.settings.stages.get('distill'): check_heeds(teacher, asked)
+        from qponder.distill import DistillSettings, MeasuredTeacher, check_heeds
+        check_heeds(teacher := MeasuredTeacher(seed=seed), self.settings.stages.get('distill', DistillSettings()))
         return teacher
 
     @property
