@@ -365,8 +365,7 @@ class Run:
             from qponder.served import ServedTeacher
             return ServedTeacher(self.settings.stages['served'], seed)
         from qponder.distill import DistillSettings, MeasuredTeacher, check_heeds
-        check_heeds(teacher := MeasuredTeacher(seed=seed), self.settings.stages.get('distill', DistillSettings()))
-        return teacher
+        return check_heeds(MeasuredTeacher(seed=seed), self.settings.stages.get('distill', DistillSettings()))
 
     @property
     def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one
