@@ -123,7 +123,7 @@ def _rounded(
 def check_heeds(
     teacher: Teacher, # one with a `prompt` of its own reads no other
     settings: DistillSettings, # what is asked for and kept
-) -> None:
+) -> Teacher: # the same
     "`QPonderError`, naming every key, for a teacher that does not answer what the settings ask"
     s, short = settings, isinstance(teacher, MeasuredTeacher)
     mend = {'distill_language = en': s.language != 'en', 'distill_tell = yes': not s.tell,
@@ -132,6 +132,7 @@ def check_heeds(
     if getattr(teacher, 'prompt', None) and any(mend.values()):
         raise QPonderError(f'{teacher.name} writes a few words of English, and explains the score that it is told: '
                            f'set {", ".join(k for k in mend if mend[k])}, or ask a large model with teacher = served')
+    return teacher
 
 # %% ../nbs/05_distill.ipynb #4dd2f196
 def prompt_for(

@@ -144,12 +144,10 @@ class Run:
         if self.settings.common.teacher == 'served':
             from qponder.served import ServedTeacher
             return ServedTeacher(self.settings.stages['served'], seed)
-        from qponder.teacher import MeasuredTeacher
-
         from qponder.distill import check_heeds
-        teacher = MeasuredTeacher(seed=seed)
-        if asked := self.settings.stages.get('distill'): check_heeds(teacher, asked)
-        return teacher
+        from qponder.filters import DistillSettings
+        from qponder.teacher import MeasuredTeacher
+        return check_heeds(MeasuredTeacher(seed=seed), self.settings.stages.get('distill', DistillSettings()))
 
     @property
     def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one

@@ -243,7 +243,7 @@ def test_a_vllm_server_with_another_student_is_refused(health):
     trained = 'Qwen/Qwen2.5-VL-7B-Instruct', 'runs/koniq/cold-start/model'
     ask = lambda: knock_vllm(far(f'http://{place}'), trained)
     def holds(name): Health.models = json.dumps({'object': 'list', 'data': [{'id': name, 'object': 'model'}]}).encode()
-    for name in (trained[0], '/big/Qwen2.5-VL-7B-Instruct', '/home/me/runs/koniq/cold-start/model'):
+    for name in (trained[0], '/big/Qwen2.5-VL-7B-Instruct', '/there/runs/koniq/cold-start/model'):
         holds(name)
         ask()
     for name in ('Qwen/Qwen2.5-VL-72B-Instruct', 'runs/other/cold-start/model', 'model'):
