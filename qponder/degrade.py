@@ -168,7 +168,7 @@ def _small(
     factor: float, # in units of `unit`
 ) -> tuple[int, int]: # width and height
     "The size of a photo made smaller by `factor`"
-    return tuple(max(1, round(n / max(1, factor * unit(image)))) for n in image.size)
+    return tuple(round(n / max(1, factor * unit(image))) for n in image.size)
 
 # %% ../nbs/03_degrade.ipynb #09ae6d30
 @degradation('blur', 1.6, 2.2, 3.2, 5, 8)

@@ -107,11 +107,36 @@ def test_picture_rounds_and_clips():
     assert pixels(picture(x)).tolist() == [[[0, 0, 1], [254, 255, 255]]]
 
 
+@pytest.mark.parametrize('seed', range(6))
+def test_a_point_becomes_a_line(seed):
+    "An even line of this length has a variance of length² / 12; across, a triangle of one pixel to each side has 1 / 6"
+    dot = np.zeros((336, 336, 3)); dot[160:163, 160:163] = 255
+    length = DEGRADATIONS['motion_blur'].strengths[2]
+    light = pixels(degrade(picture(dot), 'motion_blur', 3, seed))[..., 0]
+    where = np.array(np.nonzero(light))
+    across, along = np.linalg.eigvalsh(np.cov(where, aweights=light[light > 0]) - np.eye(2) * 2 / 3) # 3 pixels: 2 / 3
+    assert abs(light.sum() / (9 * 255) - 1) < .05
+    assert abs(along / (length ** 2 / 12) - 1) < .1 and abs(across - 1 / 6) < .1
+
+
+@pytest.mark.parametrize('name, severity, left', [
+    ('quantise', 4, [0, 64, 128, 191, 255]), ('quantise', 5, [0, 128, 255]), ('banding', 5, [0, 85, 170, 255])])
+def test_steps_are_even_from_black_to_white(name, severity, left):
+    grey = np.tile(np.arange(256.)[None, :, None], (16, 1, 3))
+    assert np.unique(pixels(degrade(picture(grey), name, severity))).tolist() == left
+
+
 def test_shift_keeps_brightness():
     grey = Image.new('RGB', (16, 16), (128, 128, 128))
     for seed in range(8):
         r, g, b = pixels(degrade(grey, 'colour_shift', 3, seed))[0, 0]
         assert abs(.299 * r + .587 * g + .114 * b - 128) < 1
+
+
+def test_colour_is_shifted_in_every_direction():
+    grey = Image.new('RGB', (4, 4), (128, 128, 128))
+    seen = [pixels(degrade(grey, 'colour_shift', 5, seed))[0, 0] for seed in range(24)]
+    assert len({(r > 128, b > 128) for r, _, b in seen}) == 4
 
 
 def test_impulses_hit_the_stated_share():

@@ -128,10 +128,21 @@ def test_too_few_photos_have_no_metric(n):
     assert np.isnan(paired_bootstrap(srcc, np.arange(n), np.arange(n), np.arange(n)).value)
 
 
+def test_three_photos_have_a_metric():
+    assert bootstrap(srcc, np.arange(3), np.arange(3)).value == 1
+    assert paired_bootstrap(srcc, np.arange(3), -np.arange(3), np.arange(3)).value == 2
+
+
 def test_interval_of_an_almost_constant_model_is_withheld():
     pred = np.full(30, 3.); pred[0] = 4
     i = bootstrap(srcc, pred, np.arange(30.), n=500)
     assert not np.isnan(i.value) and np.isnan(i.low) and i.noise
+
+
+@pytest.mark.parametrize('undefined, shown', [(5, True), (6, False)])
+def test_interval_lives_with_one_undefined_draw_in_twenty(undefined, shown):
+    found = ev._interval(.5, np.r_[np.full(undefined, np.nan), np.full(100 - undefined, .5)])
+    assert found.value == .5 and (found.low == found.high == .5) == shown
 
 
 def test_shorter_intervals_with_more_photos():
@@ -180,6 +191,7 @@ def test_curve_is_never_applied_to_its_own_photos():
 def test_no_curve_without_variety():
     assert fit_on([replace(p, greedy=3.) for p in predictions()]) is None
     assert fit_on(predictions(7)) is None and fit_on([]) is None
+    assert len(fit_on(predictions(8)).paths) == 8
     assert np.isnan(metrics(predictions(), n=50).plcc_fitted.value)
 
 
@@ -460,6 +472,23 @@ def test_grounded_reasoning_gains_by_its_own_photo_and_a_parrot_does_not():
     rows = [replace(p, faults={k: 3}, text=answer(3., said[k]).text) for p, k in zip(predictions(20), kinds)]
     assert grounding(rows, n=200).gain.low > 0
     assert grounding([replace(p, text=rows[0].text) for p in rows], n=200).gain.noise
+
+
+def test_swapped_by_hand():
+    "One text for three photos; five aspects are fine and not spoken of: 2 of 7, 1 of 7 and nothing is right"
+    text = '<think>The photo is blurred.</think><answer>3</answer>'
+    three = [Prediction('m', str(i), 'test', 3., text=text, faults=f)
+             for i, f in enumerate(({'blur': 2}, {'blur': 1}, {'noise': 2}))]
+    own, others = ev.swapped(three)
+    assert np.allclose([own, others], [[2 / 7, 1 / 7, 0], [1 / 14, 2 / 14, 3 / 14]])
+
+
+def test_chain_by_hand():
+    "Three of four scores are right, one just so; the reasons are worth 2.5, of which 1.5 beside a right score"
+    rows = [Prediction('m', '', 'test', 3., greedy=g, reward={'aspects': a})
+            for g, a in ((3.2, 1.), (4.9, 1.), (3.5, 0.), (3., .5))]
+    found = chain(rows)
+    assert (found.score, found.reasoning, found.forward, found.backward) == (.75, .625, .6, .5)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=20))

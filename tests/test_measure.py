@@ -12,7 +12,8 @@ from qponder.degrade import DEGRADATIONS, SIDE, degrade, ladder, pixels
 from qponder.photo import open_image, pristine
 from qponder.measure import (EXPLAINS, MEASURES, PROOF, Calibration, Measures, Rule, aspect_degrees, banding, blocking,
                              calibrate, cast, colourfulness, contrast, default_calibration, degrees, features, grain,
-                             luma, measure, measured_ladders, noise, pixelation, sharpness, specks, tiles, working)
+                             highlights, luma, measure, measured_ladders, noise, pixelation, sharpness, specks, tiles,
+                             working)
 from qponder.scale import QPonderError
 from qponder.trace import ASPECTS, FAULTS
 
@@ -129,6 +130,7 @@ def test_larger_files_measure_alike(photos, size):
 
 
 def test_working_size():
+    assert working(Image.new('RGB', (SIDE, SIDE)))[1] == working(Image.new('RGB', (40, 16)))[1] == 1
     for size in ((4000, 3000), (768, 512), (337, 336), (336, 336), (100, 2000), (9000, 20)):
         w, h = working(Image.new('RGB', size))[0].size
         assert w * h <= 1.02 * SIDE**2 and min(w, h) >= 16
@@ -176,6 +178,13 @@ def test_grain_finds_known_noise_on_a_slope(sigma):
     assert .8 * sigma < grain(y) < sigma
 
 
+def test_grain_is_not_looked_for_in_black_and_white():
+    "Where nothing is above or below, noise is cut off"
+    y = np.repeat([0., 128., 255.], [60, 160, 60])[None].repeat(240, 0)
+    y[:, 60:220] += 4 * np.random.default_rng(1).standard_normal((240, 160))
+    assert .8 * 4 < grain(y) < 4
+
+
 def test_edges_are_no_grain():
     y = np.full((128, 128), 60.)
     y[:, 64:] = 180
@@ -200,11 +209,30 @@ def test_blocking_reads_the_step():
     assert np.isclose(blocking(y), (6 + 2 * 3 / 7) / 2, atol=.1)
 
 
+def test_blocks_too_small_to_be_seen_are_none():
+    assert blocking(100 + 6. * (np.arange(96) % 2)[None].repeat(96, 0), 2.9) == 0
+
+
 def test_banding_wants_clean_steps():
     slope = np.linspace(50, 200, 300)[None].repeat(64, 0)
     stairs = np.round(slope / 15) * 15
     assert banding(stairs) > .9 and banding(slope) == 0
     assert banding(stairs + np.random.default_rng(0).normal(0, 2, stairs.shape)) < .05
+
+
+@pytest.mark.parametrize('height, share', [(2, 0), (3, 1), (60, 1)])
+def test_banding_begins_at_three_levels(height, share):
+    assert banding(np.repeat([100., 100 + height], 12)[None].repeat(16, 0)) == share
+
+
+def test_banding_by_hand():
+    "A clean step of 60, which counts 40, between flat runs; then 19 changes of 5 that lie in no flat run"
+    row = np.r_[np.zeros(10), np.full(10, 60.), np.tile([65., 60.], 9), np.full(10, 65.)]
+    assert np.isclose(banding(row[None].repeat(16, 0)), 40 / (40 + 19 * 5))
+
+
+def test_highlights_lie_above_247():
+    assert highlights(np.array([[100., 247.], [247.5, 255.]])) == .5
 
 
 def test_sharpness_is_blind_to_brightness_and_contrast(photos):
