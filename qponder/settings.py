@@ -177,9 +177,8 @@ class Common:
 # %% ../nbs/12b_settings.ipynb #c7220b7c
 def stage_settings() -> dict[str, type]: # prefix -> dataclass
     "The dataclass behind each prefix"
-    from qponder.filters import DistillSettings
-
     from qponder.adapt import StudentSettings
+    from qponder.filters import DistillSettings
     from qponder.grpo import GRPOSettings
     from qponder.reward import RewardSettings
     from qponder.see import SeeSettings
