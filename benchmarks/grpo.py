@@ -21,13 +21,13 @@ from trl import GRPOTrainer
 
 from qponder.data import load_sample
 from qponder.distill import distill
-from qponder.teacher import MeasuredTeacher
 from qponder.fast import checkpoint
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
 from qponder.model import Student, encode, plain_attention, remember, share_prompts
 from qponder.photo import open_image
 from qponder.reward import trl_rewards
 from qponder.stage import student_sha, versions
+from qponder.teacher import MeasuredTeacher
 
 
 class Clock:

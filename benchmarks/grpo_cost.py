@@ -21,11 +21,11 @@ from transformers.utils import logging
 
 from qponder.data import load_sample
 from qponder.distill import distill
-from qponder.teacher import MeasuredTeacher
 from qponder.grpo import GRPOSettings
 from qponder.model import ImagePolicy, NanoSettings, build_nano, save_student
 from qponder.photo import ASSETS
 from qponder.stage import sha, versions
+from qponder.teacher import MeasuredTeacher
 
 TOWER = ASSETS / 'nano-base' / 'tower.safetensors'
 PLAIN = dict(group_size=8, pixels=224, width=256, depth=4)

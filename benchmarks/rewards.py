@@ -22,15 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qponder.store import read_rows
 from qponder.metrics import Interval, Metric, bootstrap, plcc, srcc
-from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.model import tensor_hash
+from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.rate import Rater
 from qponder.run import STAGES, traces
 from qponder.settings import Common, read_settings
-from qponder.stage import Parts, Run, Stage, hash_parts, load_parts, run_stage
-from qponder.stage import versions, write_json
+from qponder.stage import Parts, Run, Stage, hash_parts, load_parts, run_stage, versions, write_json
+from qponder.store import read_rows
 from qponder.trace import parse
 
 PRESET, COLD = 'nano-biq2021-start', 'nano-ci'

@@ -24,12 +24,12 @@ from PIL import Image
 
 from .degrade import DEGRADATIONS, degrade
 from .filters import Record
-from .teacher import MeasuredTeacher, Request, combine, known_faults, tone
 from .measure import degrees, measure
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .photo import open_image
 from .scale import HIGH, LOW, QPonderError, check_range
 from .sft import SFTSettings, cold_start
+from .teacher import MeasuredTeacher, Request, combine, known_faults, tone
 from .trace import REASON, SCORE_ONLY, parse
 
 # %% ../nbs/08a_base.ipynb #a11e7a7d

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from .predict import Prediction, _base
-from .teacher import image_sha
 from scipy.ndimage import convolve1d
 from scipy.optimize import brentq
 from scipy.special import gamma
@@ -26,7 +24,9 @@ from skimage.color import rgb2gray
 from .distill import _open, _rows
 from .measure import features, measure
 from .photo import ImageError
+from .predict import Prediction, _base
 from .scale import HIGH, LOW, QPonderError
+from .teacher import image_sha
 
 # %% ../nbs/09c_baselines.ipynb #6c078c6c
 def _train(

@@ -153,8 +153,8 @@ def do_check(
 ) -> int: # exit code: 1 if there are problems, 2 if a file cannot be read
     "`qponder check`: which rows cannot be used, and why; a report for each file, as soon as it is there"
     from qponder.data import check_csv
-    from qponder.settings import Common, build, default_file, entries
     from qponder.scale import QPonderError
+    from qponder.settings import Common, build, default_file, entries
     c = build(Common, '', entries(args.settings or default_file(), args.preset, given(args)))
     form = dict(low=c.low, high=c.high, higher_is_better=not c.lower_is_better, image_col=c.image_col,
                 score_col=c.score_col, std_col=c.std_col, split_col=c.split_col)
@@ -250,8 +250,8 @@ def read_plan(
 ) -> Any: # a `qponder.estimate.Plan`
     "What to assume, the student's settings included; `QPonderError` if nobody says how many photos there are"
     from qponder.estimate import Plan, seen_in
-    from qponder.settings import build, read_overrides
     from qponder.scale import QPonderError
+    from qponder.settings import build, read_overrides
     own = {k: v for k in PLAN if (v := getattr(args, k.replace('-', '_'))) is not None}
     if 'photos' not in own and not run.settings.common.data: raise QPonderError(
         f'preset {run.settings.preset} names no data: say how many photos there will be, such as --photos 7000')
@@ -288,8 +288,8 @@ def do_shards(
     args: argparse.Namespace, # job, shards, out, workers, gpus, model, score_only, preset, settings, set
 ) -> int: # exit code
     "`qponder shards`: rate or distill shards, and do what is left of them"
-    from qponder.settings import read_settings
     from qponder.scale import QPonderError
+    from qponder.settings import read_settings
     from qponder.shards import DistillJob, RateJob, find_shards, work_plainly, work_spread
     if args.workers < 0 or args.gpus < 0: raise QPonderError('--workers and --gpus: give a number from 0')
     s = read_settings(args.preset, args.settings, given(args))

@@ -32,15 +32,15 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
-from .filters import FILTERS, DistillSettings, Record, _target, judge, load_records
-from .store import load_settled, rewrite, write_records
-from .teacher import MeasuredTeacher, Request, Teacher, image_sha, known_faults, photo_faults
 
 from .degrade import random_damage, spoil
 from .expert import EXPERT, LENGTHS, damage_words, expert_prompt, fill
+from .filters import FILTERS, DistillSettings, Record, _target, judge, load_records
 from .marks import JUDGE, judge_prompt, read_marks
 from .photo import ImageError, open_photo, photo_view
 from .scale import LOW, QPonderError
+from .store import load_settled, rewrite, write_records
+from .teacher import MeasuredTeacher, Request, Teacher, image_sha, known_faults, photo_faults
 from .trace import Prompt, Trace, prompt_hash
 
 # %% ../nbs/05_distill.ipynb #77f29f3e

@@ -32,8 +32,8 @@ from .fast import checkpoint
 from .marks import JUDGE
 from .objectives import mixed
 from .processes import shared, shared_groups
-from .settings import Settings
 from .scale import QPonderError, check_range
+from .settings import Settings
 from .trace import student_prompt
 
 # %% ../nbs/13b_estimate.ipynb #34b494b7

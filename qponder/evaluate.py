@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from .baselines import Scorer, _has_stock, brisque_scores, brisque_svr, constant, measured_ridge, score_with
+from .measure import Calibration
 from qponder.metrics import (
     Interval,
     Logistic4,
@@ -33,10 +35,8 @@ from qponder.metrics import (
     rmse,
     srcc,
 )
-from .predict import Prediction, Which, predict, read_predictions, resume, values
-
-from .measure import Calibration
 from .photo import ImageError
+from .predict import Prediction, Which, predict, read_predictions, resume, values
 from .reward import RewardSettings, aspect_agreement
 from .scale import HIGH, LOW, QPonderError
 from .trace import claims, parse

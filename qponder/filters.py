@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from fastcore.basics import patch
-from .store import load_lines
 
 from .chinese import is_chinese, units
 from .marks import read_marks
 from .scale import HIGH, LOW, QPonderError, check_range, level
+from .store import load_lines
 from .trace import Parsed, Status, Trace, claims, parse, strip_numbers, well_formed
 
 # %% ../nbs/04b_filters.ipynb #bfee0905

@@ -39,12 +39,12 @@ from trl.trainer.utils import RepeatSampler
 from .adapt import StudentSettings, adapter_config, set_tower
 from .audit import audit
 from .consistency import Answer
-from .filters import Record
 from .fast import asked_as, fast_bf16
+from .filters import Record
 from .model import Student, generate, remember, share_prompts
+from .processes import in_parts, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
-from .processes import in_parts, place, shared_groups
 from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_rewards
 from .scale import QPonderError, check_range
 from .served import check_address

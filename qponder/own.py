@@ -25,11 +25,11 @@ from random import Random
 from accelerate import PartialState
 
 from .filters import Record, load_records
-from .store import mend, write_records
 from .model import Student, generate
 from .photo import open_image, photo_view
 from .processes import in_parts, place
 from .scale import LEVELS, QPonderError, level
+from .store import mend, write_records
 from .trace import Trace, parse, render
 
 # %% ../nbs/07g_own.ipynb #0b146f92

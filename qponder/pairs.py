@@ -25,11 +25,11 @@ from datasets import Dataset
 from PIL import Image
 
 from .distill import Answers, Trial, Unanswered, _open, _said, ahead, fingerprint, teacher_seed
-from .filters import FILTERS, DistillSettings, Record
-from .teacher import Request, Teacher, image_sha
 from .expert import expert_prompt, fill
+from .filters import FILTERS, DistillSettings, Record
 from .photo import ImageError
 from .scale import QPonderError
+from .teacher import Request, Teacher, image_sha
 from .trace import parse_preference, prompt_hash
 
 # %% ../nbs/05c_pairs.ipynb #5a9a4b97

@@ -26,8 +26,8 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .metrics import srcc
 from .fast import Generation, asked_as
+from .metrics import srcc
 from .model import best_device, generate, load_to_rate, question_text
 from .photo import open_image
 from .scale import QPonderError

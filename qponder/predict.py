@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from .store import load_lines, load_settled, rewrite, write_records
-from .teacher import photo_faults
 
 from .distill import _open, _rows
 from .measure import Calibration
 from .photo import ImageError
 from .reward import RewardSettings, reward
 from .scale import HIGH, LOW, QPonderError
+from .store import load_lines, load_settled, rewrite, write_records
+from .teacher import photo_faults
 from .trace import claims, parse
 
 # %% ../nbs/09b_predict.ipynb #770e1580

@@ -35,12 +35,12 @@ from transformers import TrainerCallback
 from .chinese import gloss
 from .consistency import Answer
 from .distill import Unanswered
-from .teacher import Request
 from .kernels import kernel
 from .marks import judge_prompt, read_marks
 from .model import Student, encode, lengthen
 from .scale import HIGH, LOW, QPonderError
 from .served import chat
+from .teacher import Request
 from .trace import Trace, opening, show_score, strip_numbers
 
 # %% ../nbs/07c_readers.ipynb #9eb1820a

@@ -24,11 +24,11 @@ from matplotlib.figure import Figure
 
 from .distill import keep_table
 from .filters import load_records
-from .store import read_rows
 from .metrics import Interval, bootstrap, paired_bootstrap, srcc
-from .predict import Prediction, read_predictions
 from .photo import ImageError, img_html, open_image
+from .predict import Prediction, read_predictions
 from .scale import HIGH, LOW, QPonderError
+from .store import read_rows
 from .trace import parse
 
 # %% ../nbs/12_report.ipynb #780050c0

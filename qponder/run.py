@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .stage import Run, Stage, run_stage
-
 from .processes import is_first, place
 from .scale import QPonderError
+from .stage import Run, Stage, run_stage
 
 # %% ../nbs/13_run.ipynb #825dabdd
 def some_kept(

@@ -32,10 +32,10 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .distill import Unanswered
-from .store import read_rows, write_records
-from .teacher import Request
 from .expert import EXPERT, fill
 from .scale import QPonderError, check_range
+from .store import read_rows, write_records
+from .teacher import Request
 
 # %% ../nbs/05b_served.ipynb #b23b072d
 def data_url(

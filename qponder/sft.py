@@ -37,10 +37,9 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
 from .degrade import spoil
-from .filters import Record
-from .store import read_rows
 from .fast import (SCORES, Verdict, expected_score, fast_bf16, keep_memory, level_token_ids, score_token_ids,
                           verdict_of, verdict_place)
+from .filters import Record
 from .model import Student, generate, no_bars, remember, save_student
 from .objectives import (Objective, check_objective, fidelity_loss, label_divergence, level_trace, mixed,
                                 one_hot, prompts_of, soft_label)
@@ -48,6 +47,7 @@ from .own import own_words
 from .photo import open_image, photo_view
 from .processes import is_first, of_all, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
+from .store import read_rows
 from .trace import FAULTS, FINE, Trace, messages, opening, parse, render, student_prompt
 
 # %% ../nbs/08_sft.ipynb #7bafb9ad

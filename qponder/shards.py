@@ -33,15 +33,15 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from .distill import distill
-from .filters import DistillSettings
-from .store import held
 from .fast import keep_memory
+from .filters import DistillSettings
 from .rate import PHOTOS, Rater, Rating, rate_placed
 from .run import STAGES
-from .settings import Settings
-from .stage import Run, difference, earlier, sha, student_sha, used, versions, write_json
 from .scale import HIGH, LOW, QPonderError
 from .served import ServedTeacher, served_examiner, shared_among
+from .settings import Settings
+from .stage import Run, difference, earlier, sha, student_sha, used, versions, write_json
+from .store import held
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd
 Row = dict[str, Any] # path, image (bytes, or None: `path` is a file), and whatever else is known, such as score

@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from .settings import Common, Settings
 from safetensors import SafetensorError
 
 from . import __version__
 from .expert import EXPERT, expert_prompt
 from .processes import is_first, place, wait_for
 from .scale import QPonderError
+from .settings import Common, Settings
 from .trace import LEVEL, REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/12c_stage.ipynb #3389f24e

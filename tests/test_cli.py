@@ -14,9 +14,9 @@ from qponder import __version__, run, settings
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
 from qponder.photo import pristine
 from qponder.run import STAGES
+from qponder.scale import QPonderError
 from qponder.settings import Common
 from qponder.stage import Parts, Run, Stage
-from qponder.scale import QPonderError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'PIL', 'matplotlib', 'pandas', 'scipy'}

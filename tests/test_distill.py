@@ -19,9 +19,9 @@ import qponder.distill as module
 from qponder import store
 from qponder.distill import Unanswered, distill, keep_table
 from qponder.filters import FILTERS, FORBIDDEN, DistillSettings, Record, forbidden_kind, judge, load_records, repeated
-from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
 from qponder.marks import Marks, judge_prompt, read_marks
 from qponder.scale import LEVELS, QPonderError, level, level_centre
+from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
 from qponder.trace import ASPECTS, FAULTS, FINE, Trace, claims, parse, render, strip_numbers, well_formed
 
 graded = [(name, degree) for name in FAULTS for degree in (1, 2, 3)]

@@ -11,8 +11,8 @@ from qponder.cli import PLAN, main
 from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
-from qponder.settings import read_settings
 from qponder.scale import QPonderError
+from qponder.settings import read_settings
 from qponder.tiny import tiny_vlm
 
 PAPER = read_settings('qwen2.5-vl-7b', overrides=['served_price_in=1', 'served_price_out=2'])

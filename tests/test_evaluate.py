@@ -13,14 +13,14 @@ from PIL import Image
 from scipy import stats
 
 import qponder.baselines as ev
-from qponder.store import write_records
 from qponder.baselines import bell, brisque_features, brisque_scores, brisque_svr, constant, measured_ridge, score_with
 from qponder.evaluate import (Fitted, baselines, chain, compare, evaluate, fit_on, grounding, metrics, spread,
                               tabulate, whole)
 from qponder.metrics import Interval, Logistic4, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse, srcc
-from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.photo import ImageError
+from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.scale import QPonderError
+from qponder.store import write_records
 
 pairs = st.lists(st.tuples(st.integers(0, 40), st.integers(10, 50)), min_size=3, max_size=30).map(
     lambda found: np.array(found, dtype=float).T / 10)

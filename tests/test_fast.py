@@ -15,8 +15,8 @@ from qponder.fast import answer, checkpoint, is_nano, load_nano
 from qponder.model import Student, generate, load_student, release, save_student, tiny_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.rate import Rater
-from qponder.stage import student_sha
 from qponder.scale import QPonderError
+from qponder.stage import student_sha
 
 HEAVY = 'transformers', 'datasets', 'pandas', 'scipy', 'torchvision', 'matplotlib', 'torch._dynamo'
 

@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from qponder import grpo as page
 from qponder.adapt import StudentSettings
 from qponder.filters import Record
-from qponder.store import read_rows
-from qponder.grpo import (GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight)
+from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight
 from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.readers import Reference
 from qponder.reward import RewardSettings
 from qponder.run import check_rewards_of
-from qponder.settings import read_settings
-from qponder.stage import Parts, Run
 from qponder.scale import QPonderError
+from qponder.settings import read_settings
 from qponder.sft import SFTSettings, cold_start
+from qponder.stage import Parts, Run
+from qponder.store import read_rows
 from qponder.trace import Trace, render
 
 SAID = (Trace('Overall the quality is excellent.', 4.6), Trace('Overall the quality is bad.', 1.4))

@@ -9,11 +9,11 @@ from PIL import Image, ImageOps
 
 from qponder.data import load_sample
 from qponder.degrade import DEGRADATIONS, SIDE, degrade, ladder, pixels
-from qponder.photo import open_image, pristine
 from qponder.measure import (EXPLAINS, MEASURES, PROOF, Calibration, Measures, Rule, aspect_degrees, banding, blocking,
                              calibrate, cast, colourfulness, contrast, default_calibration, degrees, features, grain,
                              highlights, luma, measure, measured_ladders, noise, pixelation, sharpness, specks, tiles,
                              working)
+from qponder.photo import open_image, pristine
 from qponder.scale import QPonderError
 from qponder.trace import ASPECTS, FAULTS
 

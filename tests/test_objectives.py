@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from qponder import sft
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.filters import Record
-from qponder.store import read_rows
 from qponder.fast import answer, asked_as, load_nano, reads_levels, verdict_of, verdict_place
+from qponder.filters import Record
 from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
                                 soft_label)
@@ -25,10 +24,11 @@ from qponder.photo import open_image, pristine
 from qponder.rank import fidelity
 from qponder.rate import Rater
 from qponder.run import run_stages
+from qponder.scale import LEVELS, LEVEL_SCORES, QPonderError
 from qponder.settings import read_settings
-from qponder.stage import Run
-from qponder.scale import LEVEL_SCORES, LEVELS, QPonderError
 from qponder.sft import SFTSettings, cold_start, sft_rows
+from qponder.stage import Run
+from qponder.store import read_rows
 from qponder.tiny import KINDS, tiny_vlm
 from qponder.trace import LEVEL, REASON, SCORE_ONLY, claims, parse, render, well_formed
 

@@ -5,12 +5,12 @@ import pytest
 
 from qponder import own, sft
 from qponder.filters import Record, load_records
-from qponder.store import write_records
 from qponder.model import generate, load_student, tiny_student
 from qponder.own import own_record, own_words
 from qponder.photo import open_image, photo_view, pristine
 from qponder.scale import QPonderError
 from qponder.sft import SFTSettings, cold_start
+from qponder.store import write_records
 from qponder.trace import Trace, render
 
 SAID = (Trace('The photo is sharp. Overall the quality is excellent.', 4.6),

@@ -6,10 +6,10 @@ from PIL import Image
 from qponder.cli import main
 from qponder.distill import Unanswered
 from qponder.filters import DistillSettings, load_records
-from qponder.teacher import MeasuredTeacher
 from qponder.pairs import MIRROR, PairRecord, distill_pairs, people_prefer
-from qponder.stage import Run
 from qponder.scale import QPonderError
+from qponder.stage import Run
+from qponder.teacher import MeasuredTeacher
 from qponder.trace import CHOICES, Preference, render_preference
 
 WHY = 'The {} photo keeps its detail in the bright sky, while the {} one is soft all over and noisy in dark corners.'

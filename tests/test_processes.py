@@ -7,10 +7,10 @@ import pytest
 from launch import ENV, ROOT, fsdp, gloo, zero3
 from safetensors.torch import load_file
 
-from qponder.store import read_rows
 from qponder.model import save_student, tiny_student
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
+from qponder.store import read_rows
 
 
 @pytest.mark.parametrize('world', [1, 2, 4, 8, 16])

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from qponder.cli import main
-from qponder.filters import Record
 from qponder.evaluate import tabulate
+from qponder.filters import Record
 from qponder.metrics import Interval
 from qponder.predict import Prediction
 from qponder.report import (MODELS, curve, extremes, gain, group, headline, paid, report, results, scores, summary,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qponder.store import write_records
 from qponder.metrics import srcc
 from qponder.predict import Prediction
+from qponder.store import write_records
 
 FILE = Path(__file__).resolve().parents[1]/'benchmarks/rewards.py'
 PEOPLE = [1.2, 2.1, 3.3, 4.8]

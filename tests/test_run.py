@@ -18,12 +18,12 @@ from qponder import run as module
 from qponder import stage as stage_module
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.store import read_rows
 from qponder.run import STAGES, run_stages
+from qponder.scale import QPonderError
 from qponder.settings import (Common, Entry, build, convert, default_file, entries, read_ini, read_overrides,
                               read_settings, stage_settings)
 from qponder.stage import Parts, Run, Stage, difference, disk_error, run_stage, seed_all, sha, student_sha, write_json
-from qponder.scale import QPonderError
+from qponder.store import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 INI = '[DEFAULT]\nseed = 0\nsft_epochs = 2\ngrpo_steps = 10\n[nano]\nsft_epochs = 3\n[mine]\ninherits = nano\nlow = 0\n'

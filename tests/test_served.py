@@ -20,12 +20,11 @@ from PIL import Image
 import qponder.served as module
 from qponder.distill import Unanswered, distill, keep_table
 from qponder.filters import DistillSettings, judge, load_records
-from qponder.teacher import MeasuredTeacher
-from qponder.teacher import Request as Question
 from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
 from qponder.scale import QPonderError
 from qponder.served import ServedSettings, ServedTeacher, served_examiner
+from qponder.teacher import MeasuredTeacher, Request as Question
 
 pytest.importorskip('uvicorn', reason='transformers serve needs transformers[serving]')
 MODEL = str(ASSETS/'nano')

@@ -13,13 +13,13 @@ from trl import SFTTrainer
 from qponder import sft
 from qponder.adapt import StudentSettings
 from qponder.filters import Record
-from qponder.store import read_rows
 from qponder.model import tiny_student
 from qponder.photo import pristine
-from qponder.stage import sha
 from qponder.scale import QPonderError
 from qponder.see import wider
 from qponder.sft import SFTSettings, cold_start
+from qponder.stage import sha
+from qponder.store import read_rows
 from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
 

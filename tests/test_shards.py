@@ -18,15 +18,15 @@ from PIL import Image
 from qponder import shards as module
 from qponder.cli import main
 from qponder.filters import load_records
-from qponder.teacher import write_reasoning
 from qponder.photo import open_image, pristine
 from qponder.rate import Rating
-from qponder.settings import read_settings
 from qponder.scale import QPonderError
 from qponder.served import ServedTeacher
+from qponder.settings import read_settings
 from qponder.sft import sft_rows
 from qponder.shards import (DEATHS, DistillJob, RateJob, ShardError, Worker, find_shards, shard_rows, work_plainly,
                             work_spread, write_ratings)
+from qponder.teacher import write_reasoning
 from qponder.trace import Trace, render
 
 LAST = 17 # row of a shard; those before it are photos, it is none

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from qponder.filters import FILTERS, Record
-from qponder.store import write_records
 from qponder.photo import pristine
 from qponder.scale import QPonderError
 from qponder.sheet import card, choose, sheet
+from qponder.store import write_records
 
 KNOWN = set('html meta title style body h1 p div table tr th td input label figure figcaption span b img'.split())
 

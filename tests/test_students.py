@@ -19,20 +19,20 @@ from qponder.adapt import StudentSettings, adapter_config, check_saved, load_tra
 from qponder.audit import audit, photo_size
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.filters import Record
-from qponder.predict import read_predictions
 from qponder.fast import SCORES
+from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,
                            score_spelling)
 from qponder.photo import open_image, pristine
+from qponder.predict import read_predictions
 from qponder.rate import Rater
 from qponder.reward import RewardSettings
 from qponder.run import check_stage
-from qponder.settings import read_settings
-from qponder.stage import Run
 from qponder.scale import QPonderError
+from qponder.settings import read_settings
 from qponder.sft import SFTSettings, cold_start, newest_checkpoint, sft_rows
+from qponder.stage import Run
 from qponder.tiny import KINDS, tiny_vlm
 from qponder.trace import Trace, render
 
