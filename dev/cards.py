@@ -8,8 +8,8 @@ from qponder.metrics import Interval
 
 STORED, ASSETS = ROOT/'nbs/tutorials/nano', ROOT/'qponder/assets'
 NOTE = '<!-- Written by `make write` from dev/card.md and the figures in nbs/tutorials/nano. -->'
-SETS = {'official': 'BIQ2021 test (2,000)', 'clean': 'its photos without a near double in training (1,793)',
-        'LIVE-C': 'LIVE-C sample (300), whose scores trained nothing'}
+SETS = {'official': 'BIQ2021 test (2,000)', 'clean': 'its photos without a near duplicate in training (1,793)',
+        'LIVE-C': 'LIVE-C sample (300), none of whose scores was trained on'}
 MODES = {'reason': 'with reasons', 'score': 'bare score'}
 KINDS = 'SRCC expected', 'SRCC greedy', 'PLCC expected'
 ABOUT = {
@@ -18,7 +18,8 @@ ABOUT = {
     'nano-ci': 'Q-Ponder-CI in small: nano as it was after the cold start, before GRPO. It ships to be compared with.'}
 
 FAULTS = {'faults': 'The six Kodak photos that ship, which taught nano-base and helped to choose nano',
-          'faults-new': 'Seven photos that ship with scikit-image and scikit-learn, which did neither'}
+          'faults-new': 'Seven photos that ship with scikit-image and scikit-learn, used for neither training nor '
+                        'choice'}
 WORST = {'nano-ci': 'Its worst photos were not looked at; *nano* has such a list.', 'nano': '''\
 Its thirty worst photos of the BIQ2021 test, by points:
 
@@ -62,7 +63,7 @@ def gains() -> str:  # Markdown
     "What GRPO added on the clean test, as it reasons."
     named = {'SRCC as written': 'SRCC greedy', 'SRCC of the expected score': 'SRCC expected',
              'agreement of the words with score and photo': 'agreement',
-             'the reward for consistency, less where the score is inaccurate': 'consistency',
+             'the reward for consistency, lower where the score is inaccurate': 'consistency',
              'how much better the words agree with their own photo than with others': 'grounding'}
     return '\n'.join(f'- {what}: {Interval(**row("gains", photos="clean")[key])}' for what, key in named.items())
 
@@ -74,7 +75,7 @@ def faults(
     "Does it name what was done to a photo?"
     found, share = stored(name), lambda key: str(Interval(**found[key]))
     spoiled = 5 * len(found['photos']) * (len(found['table']) - 1)  # its last row is about all kinds
-    return (f"{photos}, spoiled in nineteen ways and five severities ({spoiled:,} ratings):\n\n"
+    return (f"{photos}, degraded in nineteen ways and five severities ({spoiled:,} ratings):\n\n"
             f"- the reasons name the damage: {share('named')}, as the main problem: {share('main')}\n"
             f"- of two severities the worse scores lower: {share('ordered')}\n"
             f"- something else is named, too: {found['also_others']:.2f}; of the photos as they are, "

@@ -42,9 +42,9 @@ from .scale import QPonderError, check_range
 class StudentSettings:
     "What of a student is trained, and how it is held meanwhile (keys `student_…` of settings.ini)"
     lora_rank: int = 0 # of the adapter; 0: full fine-tuning
-    lora_alpha: float = 32. # what the adapter says counts alpha / rank times
+    lora_alpha: float = 32. # the adapter's output is multiplied by alpha / rank
     quantise: Literal['none', '4bit'] = 'none' # 4bit: the weights below the adapter lie in NF4 (QLoRA)
-    tower: Literal['frozen', 'trained'] = 'frozen' # the part that sees; what projects from it is trained in any case
+    tower: Literal['frozen', 'trained'] = 'frozen' # the vision encoder; the projector is trained in any case
     min_pixels: int = 0 # photos with fewer are enlarged; 0: as the student's processor has it
     max_pixels: int = 0 # photos with more are made smaller; 0: likewise
     max_new_tokens: int = 0 # of an answer when it rates; 0: as the checkpoint says, or 1024
@@ -83,7 +83,7 @@ def limit_pixels(
 def tower_weights(
     model: nn.Module, # of a student
 ) -> dict[str, nn.Parameter]: # by their names in the model
-    "The weights of the part that sees. Raises QPonderError where none is found"
+    "The weights of the vision encoder. Raises QPonderError where none is found"
     tower = model.get_encoder(modality='image')
     if tower in (model, model.base_model):
         raise QPonderError(f'{type(model).__name__}: its tower is not found; set student_tower = trained')
@@ -95,7 +95,7 @@ def set_tower(
     model: nn.Module, # of a student
     tower: Literal['frozen', 'trained'] = 'frozen', # whether it learns
 ):
-    "Freeze a tower, or let it learn. One that is not found learns"
+    "Freeze the vision encoder, or train it; one that is to be trained need not be found"
     if tower == 'trained' and model.get_encoder(modality='image') in (model, model.base_model): return
     for weight in tower_weights(model).values():
         if weight.is_floating_point(): weight.requires_grad_(tower == 'trained')
@@ -105,7 +105,7 @@ def learning_matrices(
     model: nn.Module, # of a student
     tower: Literal['frozen', 'trained'] = 'frozen', # whether it learns
 ) -> list[str]: # names of modules
-    "Where an adapter belongs"
+    "The linear layers that get an adapter"
     closed, head = tower_weights(model) if tower == 'frozen' else {}, model.get_output_embeddings()
     return [name for name, part in model.named_modules()
             if isinstance(part, nn.Linear) and part is not head and f'{name}.weight' not in closed]
@@ -114,7 +114,7 @@ def learning_matrices(
 def check_adapter(
     settings: StudentSettings, # with an adapter or without
 ) -> None:
-    "QPonderError for an adapter over four bits where processes hold parts of the student"
+    "QPonderError for an adapter over 4-bit weights where each process holds a part of the student"
     if settings.lora_rank and in_parts() and settings.quantise != 'none':
         raise QPonderError('student_quantise = 4bit is for processes that each hold the whole student: '
                            'launch with ddp-8.yaml, or set student_quantise = none')
@@ -206,7 +206,7 @@ def score_chances(
     student: Student, # who is asked for a bare score
     image: Image.Image, # RGB
 ) -> torch.Tensor: # (41,), of each of `fast.SCORES`; they sum to 1
-    "How likely a student holds each score"
+    "The probability that a student gives each score"
     return spelt_chances(student, image, score_spelling(student.processor.tokenizer)[0], 'score')
 
 # %% ../nbs/06b_adapt.ipynb #10803415
@@ -214,7 +214,7 @@ def expected_scores(
     student: Student, # who is asked for bare scores
     images: Sequence[Image.Image], # RGB
 ) -> list[float]: # 1-5
-    "The mean of the scores that a student holds likely, of each photo"
+    "The expected score of each photo"
     return [float(score_chances(student, im).double() @ torch.tensor(SCORES).double()) for im in images]
 
 # %% ../nbs/06b_adapt.ipynb #e6aa71d7

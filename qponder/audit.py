@@ -28,7 +28,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image
 
 from .model import Student, end_tokens
-from .photo import DAMAGE, open_image
+from .photo import PIL_ERRORS, open_image
 from .scale import QPonderError
 
 # %% ../nbs/06c_audit.ipynb #45072d4d
@@ -39,7 +39,7 @@ def photo_size(
     try:
         with Image.open(path) as image:
             return image.size[::-1 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else 1]
-    except (*DAMAGE, Image.DecompressionBombError): return open_image(path).size
+    except (*PIL_ERRORS, Image.DecompressionBombError): return open_image(path).size
 
 # %% ../nbs/06c_audit.ipynb #513a5b9d
 def promised(

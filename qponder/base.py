@@ -68,7 +68,7 @@ def damage(
     clean: float = BaseSettings.clean, # chance of no damage
     double: float = BaseSettings.double, # chance that a damaged photo is damaged twice
 ) -> list[tuple[str, int]]: # (degradation, severity), none, one or two of different faults
-    "What to do to a photo."
+    "Draw the damage to be done to a photo."
     n = 0 if rng.random() < clean else 1 + (rng.random() < double)
     kinds, picked = list(DEGRADATIONS), []
     while len(picked) < n:
@@ -81,7 +81,7 @@ def damage(
 def technical_score(
     severities: Sequence[float], # of each fault, 1-5
 ) -> float: # in [1,5]
-    "A score that knows severity and nothing else."
+    "Score of a degraded photo from the severities of its faults, by convention."
     worst, *rest = sorted(severities, reverse=True) or [0]
     return round(min(HIGH, max(LOW, 4.7 - .7 * (worst + sum(rest) / 2))), 1)
 
@@ -135,7 +135,7 @@ def new_nano(
     policy: ImagePolicy = ImagePolicy(), # how photos enter
     seed: int = 0, # of the initial weights
 ) -> Student: # untrained
-    "nano with a vocabulary for these lessons and a projector that sees their photos standardised."
+    "nano with a vocabulary for these lessons and a projector that standardises the tower's features on their photos."
     texts = [r.raw for r in records] + [p.text for p in (REASON, SCORE_ONLY)] * (len(records) // 10 + 1)
     student = build_nano(tower, texts, nano, policy, seed)
     picked = np.random.default_rng(seed).permutation(len(records))[:128]

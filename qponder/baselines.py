@@ -134,7 +134,7 @@ _SEEN: dict[str, np.ndarray] = {}
 def brisque_features(
     image: Image.Image, # RGB, both sides at least 16 pixels
 ) -> np.ndarray: # (36,), remembered
-    "The features of BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012), but for flat areas those of brisque 0.2.0"
+    "BRISQUE's 36 features (Mittal et al., IEEE TIP 2012), equal to those of brisque 0.2.0 except in flat areas"
     key = image_sha(image)
     if key not in _SEEN: _SEEN[key] = _statistics(rgb2gray(np.asarray(image.convert('RGB'))))
     return _SEEN[key].copy()

@@ -328,8 +328,8 @@ def add_run(
 RUNS = {
     'run': ('from photos to a report: all of the following', ('distill', 'cold-start', 'grpo', 'evaluate', 'report')),
     'distill': ('the teacher writes traces', ('distill',)),
-    'sft': ('the student learns them: Q-Ponder-CI', ('cold-start',)),
-    'grpo': ('the student is rewarded: Q-Ponder', ('grpo',)),
+    'sft': ('cold start: fine-tune the student on the traces (Q-Ponder-CI)', ('cold-start',)),
+    'grpo': ('GRPO: train the student by reward (Q-Ponder)', ('grpo',)),
     'evaluate': ('all models rate the test photos', ('evaluate',)),
 }
 
@@ -344,7 +344,7 @@ def add_photos(
     p.add_argument('--model', default='nano', help="nano, or a model's folder (default: nano)")
     p.add_argument('--score-only', action='store_true', help='no reasons, up to twice as fast')
     p.add_argument('--size', type=int, default=0, metavar='PIXELS',
-                   help='side at which nano looks at photos, such as 224: faster, a little less right')
+                   help='side at which nano looks at photos, such as 224: faster, a little less accurate')
     p.add_argument('--json', action='store_true', help='one JSON object per line')
     p = commands.add_parser('base', help='build nano-base again')
     p.set_defaults(do=do_base)
@@ -401,10 +401,10 @@ def add_machine(
     commands: Any, # what `add_subparsers` gives, changed in place
 ) -> None:
     "The commands that are about computers"
-    p = commands.add_parser('doctor', help='is this computer fit for it?')
+    p = commands.add_parser('doctor', help='check packages, GPUs, memory and disk')
     p.set_defaults(do=do_doctor)
     p.add_argument('--runs', default='runs', metavar='DIR', help='where runs will be kept (default: runs)')
-    p = commands.add_parser('estimate', help='what will a run take?')
+    p = commands.add_parser('estimate', help='estimate memory, hours and cost of a run')
     add_run(p, ())
     p.set_defaults(do=do_estimate)
     for name, text in PLAN.items():

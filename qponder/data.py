@@ -112,7 +112,7 @@ def load_sample(
 def families(
     references: Sequence[str | None], # of each row
 ) -> list[str]: # of each row: its reference, or a name of its own
-    "What must not be parted"
+    "The groups that a split must keep together"
     return [f'row {i}' if pd.isna(r) else r for i, r in enumerate(references)]
 
 # %% ../nbs/02_data.ipynb #4cc9672c
@@ -483,7 +483,7 @@ def at_size(
     side: int, # pixels
     folder: str | Path, # where the copy goes, as PNG
 ) -> str: # the photo's own path if it is `side` x `side`, else that of its copy
-    "A photo squeezed to a square by Lanczos. A copy of the same file in that size is not made again"
+    "A photo resized to a square by Lanczos resampling. A copy of the same file in that size is not made again"
     copies = [Path(folder) / name for name in copy_names(path, side)]
     for copy in copies:
         if copy.exists(): return str(copy)

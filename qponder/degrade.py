@@ -333,7 +333,7 @@ def high_contrast(
     gain: float, # how much the tones are stretched, above 1
     rng: np.random.Generator, # not used
 ) -> Image.Image:
-    "Tones stretched until shadows are black and lights white"
+    "Tones stretched until shadows are black and highlights white"
     x = pixels(image)
     return _stretch(x, _luma(x).mean(), gain)
 
@@ -355,7 +355,7 @@ def saturate(
     gain: float, # how much more colour, above 1
     rng: np.random.Generator, # not used
 ) -> Image.Image:
-    "Colours leave the grey of the same brightness behind"
+    "Colours move away from grey of the same brightness"
     x = pixels(image)
     return _stretch(x, _luma(x), gain)
 
@@ -395,7 +395,7 @@ def spoil(
     damage: str, # a degradation and its severity, such as 'jpeg 3'; '' does nothing
     seed: int = 0, # fixes what is left to chance
 ) -> Image.Image:
-    "Do the damage that a record notes in a word"
+    "Apply the damage that a record names"
     if not damage: return image
     name, severity = damage.split()
     return degrade(image, name, int(severity), seed)
@@ -416,7 +416,7 @@ def ordered_pairs(
     gap: int = 1, # smallest difference in severity, 1 to 5
     seed: int = 0, # fixes what is left to chance
 ) -> Iterator[Pair]: # from the least to the most damaged
-    "All pairs of rungs, the photo itself included, that are at least `gap` apart"
+    "All pairs of severities, 0 (the photo itself) included, that are at least `gap` apart"
     rungs = [image, *ladder(image, name, seed)]
     for i, better in enumerate(rungs):
         for j in range(i + gap, len(rungs)): yield Pair(better, rungs[j], name, j - i)

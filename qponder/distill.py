@@ -35,7 +35,7 @@ from PIL import Image
 
 from .degrade import random_damage, spoil
 from .expert import EXPERT, LENGTHS, damage_words, expert_prompt, fill
-from .filters import FILTERS, DistillSettings, Record, _target, judge, load_records
+from .filters import FILTERS, DistillSettings, Record, _target, apply_filters, load_records
 from .marks import JUDGE, judge_prompt, read_marks
 from .photo import ImageError, open_photo, photo_view
 from .scale import LOW, QPonderError
@@ -241,7 +241,7 @@ class Trial:
         verdict: str, # 'kept', 'marked' while marks are still to come, or the filter that dropped the answer
         text: str, # the answer
     ) -> None:
-        "Take note of an answer that is stored; `QPonderError` when it is the last straw"
+        "Take note of a stored answer; `QPonderError` if none of the first answers could be used"
         with self.lock:
             why = self.failed.setdefault(who, Counter())
             if verdict in ('kept', 'marked'): self.passed.add(who)
@@ -259,7 +259,7 @@ class Trial:
 def newest(
     records: Iterable[Record], # in the order in which they were written
 ) -> dict[str, Record]: # by id
-    "The last record of each question; an answer is not undone by the want of one"
+    "The last record of each question; a missing answer never replaces one"
     out = {}
     for r in records:
         if r.verdict != 'unanswered' or r.id not in out: out[r.id] = r
@@ -314,14 +314,14 @@ def examined(
     settings: DistillSettings, # label and thresholds
     examiner: Teacher | None, # who gives marks; None: nobody
 ) -> Record: # judged anew if anybody was asked
-    "Have a reasoning marked, if that is all that it lacks"
+    "Have a reasoning marked, if all other filters keep it"
     if examiner is None or record.verdict not in ('kept', 'marked', 'faithful'): return record
     lesson = Trace(record.reasoning, _target(record, settings))
     who = f'{examiner.name} {prompt_hash(JUDGE)} {lesson.score}'
     if record.examiner == who: return record
     try: marks = _said(examiner, Request(image, record.path, text=judge_prompt(lesson).text))
-    except Unanswered as e: return judge(replace(record, examiner='', marks='', note=str(e)), settings)
-    return judge(replace(record, examiner=who, marks=marks, note=''), settings)
+    except Unanswered as e: return apply_filters(replace(record, examiner='', marks='', note=str(e)), settings)
+    return apply_filters(replace(record, examiner=who, marks=marks, note=''), settings)
 
 # %% ../nbs/05_distill.ipynb #032d43be
 def _retoned(
@@ -355,7 +355,7 @@ def _answer(
                   for how in (settings, replace(settings, tone=not settings.tone)))
     with answers.only(key):
         old = answers.get(key) or _retoned(answers.get(other), row, image, teacher, settings)
-        try: record = judge(replace(old or ask(row, image, teacher, settings), id=key, **about), settings)
+        try: record = apply_filters(replace(old or ask(row, image, teacher, settings), id=key, **about), settings)
         except Unanswered as e:
             record = Record(key, **about, image_sha=sha, verdict='unanswered', note=str(e))
         answers.add(record)
@@ -384,7 +384,7 @@ def ahead(
     tasks: Iterable[tuple], # its arguments; taken when there is room
     at_once: int = 1, # how many at a time, each in a thread of its own
 ) -> Iterator[Any]: # what `work` returned, in the order of the tasks
-    "Do things side by side; when one fails, those that are under way are finished and no other is begun"
+    "Do tasks in parallel; when one fails, those under way are finished and no other is begun"
     if at_once == 1:
         for task in tasks: yield work(*task)
         return

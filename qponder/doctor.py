@@ -41,7 +41,7 @@ class GPU:
 # %% ../nbs/13a_doctor.ipynb #3fb7ce1c
 @dataclass(frozen=True)
 class Machine:
-    "A computer, as far as qponder cares"
+    "What qponder needs to know of a computer"
     packages: Mapping[str, str] # canonical name -> version; `python` is one, and so is `cuda` where torch sees a GPU
     cores: int # of the CPU
     memory: float # GB free
@@ -118,7 +118,7 @@ def look(
 # %% ../nbs/13a_doctor.ipynb #fec8eb54
 @dataclass(frozen=True)
 class Finding:
-    "One line of the doctor's"
+    "One line of the report"
     what: str # such as 'torch'
     found: str # what is there
     state: Literal['ok', 'note', 'wrong'] = 'ok' # 'note': works, and one may want to know
@@ -164,7 +164,7 @@ def fits(
 def pip(
     requirement: Requirement, # what is asked
 ) -> str: # a line for a shell
-    "How to get it"
+    "The command that installs it"
     return f'pip install "{requirement.name}{requirement.specifier}"'
 
 # %% ../nbs/13a_doctor.ipynb #4d1d23e1
@@ -186,7 +186,7 @@ OPTIONAL = {'qponder': ('served', 'scale', 'baselines'), 'trl': ('', 'deepspeed'
 def check_companions(
     machine: Machine, # this one
 ) -> Iterator[Finding]: # one for each wish that is not met
-    "Do the packages around qponder get what they ask for, as far as that is installed?"
+    "Are the requirements of the packages around qponder met, as far as they are installed?"
     for name, lines in machine.wants.items():
         for extra in OPTIONAL.get(name, ('',)):
             for r in wanted(lines, extra, machine.packages['python']):
@@ -229,7 +229,7 @@ def check_pairs(
 # %% ../nbs/13a_doctor.ipynb #678e8bb9
 def check_twins(
     machine: Machine, # this one
-) -> Iterator[Finding]: # one if torch and torchvision are strangers
+) -> Iterator[Finding]: # one if torch and torchvision do not match
     "Do torch and torchvision belong together?"
     if not {'torch', 'torchvision'} <= machine.packages.keys(): return
     torch, vision = (Version(machine.packages[p]) for p in ('torch', 'torchvision'))

@@ -90,7 +90,7 @@ def total(self: Size) -> int: # parameters
 
 # %% ../nbs/13b_estimate.ipynb #5d656622
 @patch(as_prop=True)
-def spoken(self: Size) -> int: # parameters that write a token
+def spoken(self: Size) -> int: # parameters read to generate one token
     return self.language + self.vocab * self.width
 
 # %% ../nbs/13b_estimate.ipynb #7b195809
@@ -274,7 +274,7 @@ def rollout_bytes(
     rows: int, # written at the same time on a GPU
     tokens: int, # of a row, at its end
 ) -> dict[str, float]: # part -> bytes on a GPU
-    "What writing adds: keys and values, and a whole student in bfloat16 where it is spread or held in float32"
+    "What generation adds: the key-value cache, and a whole student in bfloat16 where it is spread or held in float32"
     whole = plan.sharded or plan.bits == 32
     copies = 2. * size.total if whole else copied(size, plan)
     return dict(cache=rows * tokens * size.layers * 4 * size.kv, copies=copies)
@@ -306,7 +306,7 @@ def compute_seconds(
     flops: float, # of one GPU
     plan: Plan, # which GPU, and how well it is used
 ) -> float: # seconds
-    "How long sums take"
+    "How long computing takes"
     return flops / plan.kind.flops / plan.used
 
 # %% ../nbs/13b_estimate.ipynb #b801d585
@@ -314,7 +314,7 @@ def stream_seconds(
     count: float, # bytes that one GPU reads
     plan: Plan, # which GPU, and how well its memory is used
 ) -> float: # seconds
-    "How long reading takes"
+    "How long reading from GPU memory takes"
     return count / plan.kind.bandwidth / plan.streamed
 
 # %% ../nbs/13b_estimate.ipynb #e9f02151
@@ -325,7 +325,7 @@ def write_seconds(
     prompt: int, # tokens that are read first
     answer: int, # tokens that are written
 ) -> float: # seconds
-    "Writing is bound by memory: all weights in bfloat16, and the cache, are read for every token"
+    "Generation is bound by memory bandwidth: all weights in bfloat16, and the cache, are read for every token"
     cache = rollout_bytes(size, plan, rows, prompt + answer // 2)['cache']
     reads, sums = stream_seconds(2 * size.spoken + cache, plan), compute_seconds(2 * size.spoken * rows, plan)
     return answer * max(reads, sums)

@@ -142,7 +142,7 @@ OUTLINES = {
 def expert_prompt(
     kind: str = 'single', # 'single' photo, 'known' damage, or 'pair'
     language: Literal['en', 'zh'] = 'en', # of the question, and of the reasoning
-    told: bool = True, # whether the teacher hears what people said
+    told: bool = True, # whether the prompt states the score, or for a pair the choice
     words: tuple[int, ...] | None = None, # fewest and most of the reasoning; None: as short as `LENGTHS` has it
 ) -> Prompt: # with slots for what is told
     "The prompt of a kind; `QPonderError` for an unknown kind or language"

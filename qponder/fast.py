@@ -215,7 +215,7 @@ def heads(
     x: torch.Tensor, # (rows, tokens, width)
     n: int, # how many
 ) -> torch.Tensor: # (rows, heads, tokens, width of a head)
-    "Part the width among attention heads."
+    "Split the width among attention heads."
     return x.unflatten(-1, (n, -1)).transpose(1, 2)
 
 # %% ../nbs/05a_fast.ipynb #a252b09b
@@ -264,7 +264,7 @@ def shrink_places(
     table: torch.Tensor, # (1, 1 + patches, width), learnt on a square
     grid: tuple[int, int], # rows and columns of patches
 ) -> torch.Tensor: # (1, 1 + rows * columns, width)
-    "Embeddings of places for another grid."
+    "Position embeddings, interpolated to another grid."
     side = round((table.shape[1] - 1) ** .5)
     if (side, side) == grid: return table
     square = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
@@ -300,7 +300,7 @@ def fit_places(
     tower: Tower, # changed in place
     parts: dict[str, dict], # from `read_parts`
 ) -> None:
-    "Fit a tower's embeddings of places to the image policy."
+    "Interpolate a tower's position embeddings to the size in the image policy."
     size, patch = parts['processor_config']['image_processor']['size'], parts['config']['vision_config']['patch_size']
     places = tower.embeddings.position_embeddings
     places.data = shrink_places(places, (size['height'] // patch, size['width'] // patch))
@@ -311,7 +311,7 @@ def turn(
     cos: torch.Tensor, # (tokens, half a width), of the angles
     sin: torch.Tensor, # likewise
 ) -> torch.Tensor: # like x
-    "Rotary embedding: turn each pair of dimensions by an angle that grows with the place."
+    "Rotary embedding: turn each pair of dimensions by an angle that grows with the position."
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -355,7 +355,7 @@ class Language(nn.Module):
         self.shape, self.theta = (n, width // n), config['rope_parameters']['rope_theta']
 
     def room(self, rows: int, places: int) -> torch.Tensor:
-        "An empty memory."
+        "An empty key-value cache."
         n, width = self.shape
         return torch.empty(len(self.layers), 2, rows, n, places, width)
 
@@ -393,7 +393,7 @@ class NanoNet(nn.Module):
 def round_net(
     net: NanoNet, # changed in place
 ) -> NanoNet: # the same
-    "Have the large products done in bfloat16, all but the head's."
+    "Have the large matrix products computed in bfloat16, except those of the head."
     for part in net.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)) and part is not net.lm_head: part.bfloat16()
     return net
@@ -443,7 +443,7 @@ def square(
     side: int, # pixels
     vision: dict, # configuration of a tower
 ) -> dict[str, int]: # as image processors have it
-    "A size that patches fill. Raises QPonderError for any other."
+    "A square that whole patches fill. Raises QPonderError for any other."
     patch, most = vision['patch_size'], vision['image_size']
     if side % patch or not 4 * patch <= side <= most:
         raise QPonderError(f'size = {side}: photos enter as squares of a multiple of {patch} pixels, '
@@ -510,7 +510,7 @@ def last_place(
     tokens: torch.Tensor, # (answers, tokens)
     wanted: Iterable[int], # token ids
 ) -> list[int | None]: # of each answer; None where there is none
-    "Where one of some tokens stands last."
+    "The last position of any of some tokens."
     found = torch.isin(tokens, torch.tensor(list(wanted), device=tokens.device))
     return [int(row.nonzero()[-1]) if row.any() else None for row in found]
 
@@ -520,7 +520,7 @@ def other_words(
     at: Sequence[int], # a place in each answer
     words: Sequence[int], # token ids
 ) -> torch.Tensor: # (answers, words, tokens)
-    "Each answer with each of some words in its place."
+    "Each answer once for each of some words, which is put in at its place."
     here = torch.arange(tokens.shape[1], device=tokens.device) == tokens.new_tensor(at)[:, None]
     return torch.where(here[:, None], tokens.new_tensor(words)[:, None], tokens[:, None])
 
@@ -532,7 +532,7 @@ def expect(
     levels: dict[float, int], # from `level_token_ids`
     reread: Callable, # which answers, their `other_words`, places of words, places of scores -> logits of the scores
 ) -> list[float | None]: # of each answer, 1-5; None if no score token was written
-    "The mean over the score tokens, and over the level words where the reasoning ends in one."
+    "The expected score over the score tokens, and over the level words where the reasoning ends in one."
     end, at = last_place(tokens, ids.values()), last_place(tokens, levels.values())
     out = [None if e is None else float(expected_score(row[e], ids)) for row, e in zip(logits, end)]
     said = [i for i, (a, e) in enumerate(zip(at, end)) if None not in (a, e) and a < e]
@@ -621,7 +621,7 @@ def score_next(
     vocab: dict[str, int], # of the tokenizer
     scores: Sequence[int], # tokens that are a score; empty for a model that spells scores in digits
 ) -> torch.Tensor: # (answers, vocabulary), -inf for all but scores where `<answer>` has just been written
-    "What may stand next."
+    "Logits that allow only a score after `<answer>`."
     if not scores or '<answer>' not in vocab: return logits
     other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     other[list(scores)] = False
@@ -632,7 +632,7 @@ def write(
     nano: Nano, # who is asked
     x: torch.Tensor, # from `question`
     most: int, # tokens
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # tokens, logits they were chosen from, the decoder's memory
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # tokens, logits they were chosen from, and the key-value cache
     "Answers, greedily."
     net, (rows, asked, _), how = nano.net, x.shape, nano.parts['generation_config']
     decoder, tokens, logits = net.language_model, [], []
@@ -655,7 +655,7 @@ def sees(
     ends: int, # how many ends
     width: int, # tokens of an end
 ) -> torch.Tensor: # (answers, 1, ends * width, before + ends * width), to be added to attention's scores
-    "A mask for ends that lie side by side."
+    "The attention mask for several ends of an answer, side by side in one sequence."
     old = (torch.arange(before) < at[:, None])[:, None].expand(-1, ends * width, -1)
     own = torch.block_diag(*[torch.ones(width, width).tril()] * ends).bool().expand(len(at), -1, -1)
     seen = torch.cat([old, own], -1)[:, None]
@@ -664,7 +664,7 @@ def sees(
 # %% ../nbs/05a_fast.ipynb #88976236
 def reread(
     nano: Nano, # who answered
-    memory: torch.Tensor, # of question and answers, from `write`
+    memory: torch.Tensor, # key-value cache of question and answers, from `write`
     asked: int, # tokens of the question
     said: Sequence[int], # which answers
     rows: torch.Tensor, # (answers, words, tokens), from `other_words`

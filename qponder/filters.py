@@ -9,7 +9,7 @@ and every dropped record says which filter dropped it."""
 # %% auto #0
 __all__ = ['FILTERS', 'FORBIDDEN', 'Record', 'load_records', 'check_asked', 'DistillSettings', 'record_filter', 'grammar', 'gap',
            'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects', 'agreement', 'repeated', 'repeats', 'marked',
-           'faithful', 'judge']
+           'faithful', 'apply_filters']
 
 # %% ../nbs/04b_filters.ipynb #561b4aac
 import re
@@ -265,7 +265,7 @@ def _target(
     return round(label, settings.decimals) if label is not None and record.status == Status.ok else None
 
 # %% ../nbs/04b_filters.ipynb #5e9f4bcd
-def judge(
+def apply_filters(
     record: Record, # with the raw answer
     settings: DistillSettings, # label and thresholds
 ) -> Record: # with status, scores, gap, target and verdict

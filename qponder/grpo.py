@@ -62,13 +62,13 @@ class GRPOSettings:
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
     iterations: int = 1 # updates on the same rollouts
-    epsilon_high: float = .2 # share by which their words may become likelier; with cispo the cap itself
+    epsilon_high: float = .2 # the probability ratio is clipped at 1 + this; with cispo at this itself
     rollouts_per_pass: int = 64 # rollouts in memory at once while learning, at most
     learning_rate: float = 5e-5 # peak, of AdamW
-    spoiled: float = 1. # share of the spoiled copies that are practised on
+    spoiled: float = 1. # share of the spoiled copies that GRPO uses
     score_only_every: int = 0 # ask for a bare score about each n-th photo too; 0: never
     beta: float = 0. # weight of the KL term that holds the student near the cold start; 0: no reference model
-    temperature: float = .7 # of the rollouts; a small student babbles at 1
+    temperature: float = .7 # of the rollouts; at 1 a small student writes unreadable answers
     loss_type: LossType = 'dr_grpo' # as TRL names them; dr_grpo does not favour short answers
     scale_rewards: Literal['group', 'batch', 'none'] = 'group' # divide by the spread of the group, the batch, or none
     max_completion_length: int = 128 # tokens of an answer, at most
@@ -114,7 +114,7 @@ def practised(
     spoiled: float, # share of the spoiled copies among them, 0 to 1
     seed: int = 0, # which of them
 ) -> list[Record]: # all photos as people rated them, and some spoiled copies
-    "What GRPO asks about"
+    "The records that GRPO asks about"
     rng = Random(seed)
     return [r for r in records if not r.damage or rng.random() < spoiled]
 
@@ -243,7 +243,7 @@ class Alarm(TrainerCallback):
     def __init__(
         self,
         log: JsonlLog, # where to write
-        patience: int = 3, # logged steps in a row before it rings
+        patience: int = 3, # logged steps in a row before it warns
     ): self.log, self.patience, self.runs = log, patience, {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -257,7 +257,7 @@ class Alarm(TrainerCallback):
 
 # %% ../nbs/09_grpo.ipynb #c89ccf19
 def vllm_arguments(
-    settings: GRPOSettings, # `vllm` and its fellows
+    settings: GRPOSettings, # the settings that begin with vllm
 ) -> dict[str, object]: # of `GRPOConfig`, as TRL names them; {} if vLLM is off
     "How rollouts are written. Raises QPonderError where vLLM is not installed."
     if settings.vllm == 'off': return {}
@@ -277,7 +277,7 @@ def last_parts(
 
 # %% ../nbs/09_grpo.ipynb #a86b5b5f
 def held_by_vllm(
-    url: str, # of a server that is well
+    url: str, # of a running server
 ) -> str: # as it was given to it; '' where it does not say
     "Which student a vLLM server holds"
     try:
@@ -289,12 +289,12 @@ def knock_vllm(
     settings: GRPOSettings, # `vllm` and `vllm_url`
     students: Sequence[str] = (), # any of which the server may hold: folders or hub ids; none: it is not asked
 ) -> None:
-    "QPonderError where rollouts are to come from a server, and none answers, or one that holds somebody else"
+    "QPonderError if rollouts are to come from a vLLM server, and none answers, or one that holds another student"
     url = settings.vllm_url
     if settings.vllm != 'server': return
     try: urlopen(f'{url}/health', timeout=10).close()
     except (OSError, HTTPException, ValueError) as e:
-        raise QPonderError(f'grpo_vllm_url = {url}: no vLLM server says at {url}/health that it is well ({e}): start '
+        raise QPonderError(f'grpo_vllm_url = {url}: no healthy vLLM server at {url}/health ({e}): start '
             '`trl vllm-serve --model STUDENT`, or correct the address (no /v1, no slash at the end)') from e
     held = held_by_vllm(url) if students else ''
     if held and last_parts(held) not in map(last_parts, students):

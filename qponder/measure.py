@@ -152,7 +152,7 @@ def banding(
 def afar(
     x: np.ndarray, # (height, width, 3), 0 to 255
 ) -> np.ndarray: # (height // 4, width // 4, 3)
-    "The photo as coarse as exposure, contrast and colour need it"
+    "The photo at a quarter of its size, enough for exposure, contrast and colour"
     return tiles(x, 4)
 
 # %% ../nbs/04_measure.ipynb #e3233d22
@@ -245,7 +245,7 @@ PROOF = {
 # %% ../nbs/04_measure.ipynb #4a9ab746
 @dataclass(frozen=True)
 class Rule:
-    "When a measure proves a fault"
+    "When a measure indicates a fault"
     measure: str # one of `MEASURES`
     sign: int # 1: too much of it, -1: too little
     thresholds: tuple[float, float, float] # beyond them the fault is slight, clear, severe
@@ -344,7 +344,7 @@ def degrees(
     measures: Measures, # of one photo
     calibration: Calibration | None = None, # `default_calibration` unless given
 ) -> dict[str, int]: # fault -> 1 slight, 2 clear, 3 severe; faults that are not there are absent
-    "The faults that the measures prove, in the lexicon's order, without those that another fault explains"
+    "The faults that the measures indicate, in the lexicon's order, without those that another fault explains"
     rules = (calibration or default_calibration()).rules
     found = {fault: rules[fault].degree(measures) for fault in FAULTS}
     def explained(fault: str) -> bool:

@@ -119,7 +119,7 @@ def tensor_hash(
 
 # %% ../nbs/06_model.ipynb #6a972b80
 class MemoTower(Dinov2Model):
-    "A frozen DINOv2 that looks at each photo once, whoever asks; `load_state_dict` makes it forget."
+    "A frozen DINOv2 that caches its features of each photo; `load_state_dict` empties the cache."
     memo_size = 64 # photos remembered, about 0.8 MB each at 224 px with four layers tapped
     memo_room = 4e9 # bytes that they may take
 
@@ -134,7 +134,7 @@ class MemoTower(Dinov2Model):
         return torch.stack([hidden[i] for i in layers], 1).to(torch.bfloat16)
 
     def forward(self, pixel_values: torch.Tensor, output_hidden_states=None, **kwargs):
-        "Stock outputs, with the hidden states taken from memory where this photo has been seen."
+        "Stock outputs, with the hidden states taken from the cache where this photo has been seen."
         if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
             return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
         memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
@@ -203,7 +203,7 @@ def only_photos(
 def memory_of(
     output: dict, # of a transformers model, or of its `generate`
 ) -> dict[str, object]: # its key-value cache under the name by which the model takes it: renamed in transformers 5.24
-    "What a model remembers of the tokens it has read."
+    "The key-value cache in a model's output."
     return {k: v for k, v in output.items() if k in ('cache', 'past_key_values')}
 
 # %% ../nbs/06_model.ipynb #f902d468
@@ -476,7 +476,7 @@ def spelt_chances(
     said: torch.Tensor, # (tokens,) of its answer, up to where the score begins
     mode: str = 'reason', # 'reason' or 'score': what it was asked
 ) -> torch.Tensor: # (41,), of each of `SCORES`; they sum to 1
-    "How likely a student holds each score, digit by digit along its path"
+    "The probability of each score: the product of those of its tokens, normalised"
     spelt, place = score_spelling(student.processor.tokenizer)[1], student.model.device
     asked = lengthen(encode(student, [image], mode), said[None]).items()
     asked = {k: v.to(place) for k, v in asked if k != 'attention_mask'} # of one row nothing is padding
@@ -548,7 +548,7 @@ _DRAWS = RLock()
 def drawing(
     seed: int, # of what is drawn
 ) -> Iterator[None]:
-    "Seed PyTorch's one generator for a while, one thread after the other."
+    "Seed PyTorch's global generator within a `with` block; threads wait for each other."
     with _DRAWS, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -564,7 +564,7 @@ def generate(
     max_new_tokens: int | None = None, # None: what the checkpoint says
     batch_size: int = 16, # photos at a time
 ) -> list[Generation]: # in the order of the photos
-    "One answer per photo; greedy, hence repeatable, unless `sample`: then it hangs on `seed` and on the whole batch."
+    "One answer per photo; greedy, hence repeatable, unless `sample`: then it depends on `seed` and on the whole batch."
     some, training = chunked(images, batch_size), student.model.training
     try:
         with drawing(seed) if sample else nullcontext():
@@ -575,7 +575,7 @@ def generate(
 # %% ../nbs/06_model.ipynb #b888ada7
 @contextmanager
 def no_bars() -> Iterator[None]:
-    "Keep transformers' progress bars off the screen for a while."
+    "Hide transformers' progress bars within a `with` block."
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try: yield
@@ -622,7 +622,7 @@ def check_opening(
 def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
     device: str = 'cpu', # where to put it
-    photos: int = 64, # how many photos a frozen tower remembers
+    photos: int = 64, # how many photos a frozen tower caches
     **how: object, # of `from_pretrained`, such as quantization_config
 ) -> Student:
     "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."

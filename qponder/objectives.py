@@ -49,7 +49,7 @@ def refit(
     scores: np.ndarray, # (n,), that they stand for
     score: float, # the mean that they should have
 ) -> np.ndarray: # (n,); sums to 1 and has that mean, but may be negative somewhere
-    "Stretch and lift a label until sum and mean are right (DeQA-Score, 2501.11561)"
+    "Scale and shift a label so that sum and mean are right (DeQA-Score, 2501.11561)"
     total, centre = masses.sum(), scores.mean()
     stretch = (score - centre) / (masses @ scores - centre * total)
     return stretch * masses + (1 - stretch * total) / len(scores)

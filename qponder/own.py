@@ -49,7 +49,7 @@ def own_record(
     record: Record, # a kept one, of a photo that people rated
     text: str, # what the student says about its next view
 ) -> Record: # with the student's words, and its own score as `teacher_score`; `status` is 'ok' or 'no verdict'
-    "A lesson in a student's own words"
+    "A training example with the student's own words"
     said = parse(text)
     lesson = corrected(said.reasoning or '', record.target)
     return replace(record, view=record.view + 1, teacher='own', raw=render(lesson) if lesson else text, gap=None,

@@ -84,14 +84,14 @@ def shared_groups(
     at_once: int, # rollouts that one process holds in memory while it learns, at most
     world: int, # processes
 ) -> tuple[int, int]: # rollouts at once, and turns
-    "Like `shared`, for the rollouts of an update; a group may be torn"
+    "Like `shared`, for the rollouts of an update; a group may be divided among processes"
     return shared(photos * group, at_once, world, 'grpo_prompts_per_step and grpo_group_size')
 
 # %% ../nbs/05d_processes.ipynb #eb89ca96
 def of_all(
     rows: Sequence[T], # of this process, of anything that can be pickled
 ) -> tuple[list[T], slice]: # the rows of all processes, by rank, and which of them are its own
-    "Put together what processes hold; every one of them has to call it"
+    "Gather the rows of all processes; every one of them has to call it"
     at = place()
     if at.world == 1: return [*rows], slice(0, len(rows))
     from accelerate.utils import gather_object

@@ -55,7 +55,7 @@ def fidelity(
     chance: float, # of the one being better, as the student sees it, in [0,1]
     known: float, # the same, as people see it
 ) -> float: # in [0,1]; 1 where both are equal
-    "How well two chances agree (VisualQuality-R1)"
+    "How well two probabilities agree (VisualQuality-R1)"
     return sqrt(chance * known) + sqrt((1 - chance) * (1 - known))
 
 # %% ../nbs/07a_rank.ipynb #c27eb2b2

@@ -186,7 +186,7 @@ def look(self: Rater,
     image: Image.Image, # RGB
     path: str | Path = '', # where it came from
 ) -> Sight:
-    "Look at an opened photo, which can be forgotten then. Raises QPonderError for a shape that a student refuses"
+    "Prepare an opened photo, which need not be kept. Raises QPonderError for a shape that a student refuses"
     if self.nano: return Sight(str(path), fit(image, self.nano.pixels), in_small(image))
     from qponder.audit import promised
     promised(self.student.processor, image.size)
@@ -238,7 +238,7 @@ def rate_seen(
 def several(
     places: Iterable[str | Path] | str | Path, # any number, or one
 ) -> Iterable[str | Path]:
-    "A place by itself is a list of one, not of its letters"
+    "A single path as a list of one"
     return [places] if isinstance(places, (str, Path)) else places
 
 # %% ../nbs/11_rate.ipynb #016d3ec6

@@ -69,7 +69,7 @@ class TextScorer:
 def fit_text_scorer(
     texts: Sequence[str], # reasonings, at least two
     scores: Sequence[float], # the targets they lead to, 1-5
-    ridge: float = 1., # caution, above 0
+    ridge: float = 1., # strength of the L2 penalty, above 0
     most: int = 5000, # words and pairs to know
 ) -> TextScorer:
     "Ridge regression on TF-IDF of words and pairs; `QPonderError` for fewer than two texts"
@@ -120,7 +120,7 @@ def log_chances(
     mode: str = 'reason', # the prompt: 'reason' or 'score'
     weights: dict[str, torch.Tensor] | None = None, # parameters to read with instead of the model's own
 ) -> list[np.ndarray]: # log probability of each token of each answer
-    "How likely each answer is after its opening"
+    "Log probabilities of each answer after its opening"
     rows, begin, length = spell(student, openings, answers)
     inputs = lengthen(encode(student, images, mode), rows).items()
     asked = {k: v.to(student.model.device) for k, v in inputs} | {'logits_to_keep': rows.shape[1] + 1}
@@ -132,7 +132,7 @@ def log_chances(
 
 # %% ../nbs/07c_readers.ipynb #138c717e
 class Reference(TrainerCallback):
-    "A slow copy of what a student learns (GRPO-CARE)"
+    "A moving average of a student's weights in training (GRPO-CARE)"
     def __init__(self,
         model: torch.nn.Module, # in training
         decay: float = .995, # how much of the copy is kept at each update, 0 to 1

@@ -134,7 +134,7 @@ def draw_scatter(
         dots = [(p.score, said(p)) for p in predictions if p.ok]
         ax.plot([LOW, HIGH], [LOW, HIGH], '--', color=_INK, lw=.8, alpha=.5)
         if dots: ax.scatter(*zip(*dots), s=12, alpha=.7, lw=0, color=_COLOURS.get(name))
-        ax.set(title=name, xlabel='people', xlim=(LOW - .1, HIGH + .1), ylim=(LOW - .1, HIGH + .1), aspect='equal')
+        ax.set(title=name, xlabel='MOS', xlim=(LOW - .1, HIGH + .1), ylim=(LOW - .1, HIGH + .1), aspect='equal')
     axes[0].set_ylabel('model')
 
 # %% ../nbs/12_report.ipynb #e08301a8
@@ -315,7 +315,7 @@ def gone_pictures(
 
 # %% ../nbs/12_report.ipynb #93d28883
 _STORY = {
-    'cold-start': ('Cold start: Q-Ponder-CI', 'sft', 'The student learns the traces word by word. '
+    'cold-start': ('Cold start: Q-Ponder-CI', 'sft', 'The student learns the traces token by token. '
                    'Validation photos are never trained on.'),
     'grpo': ('GRPO: Q-Ponder', 'grpo', 'The student is rewarded for a well-formed answer, an accurate score, '
              'and a reasoning that agrees with score and photo.'),

@@ -22,7 +22,7 @@ __all__ = ['PARTS', 'check_rewards', 'RewardSettings', 'normalised', 'own_parts'
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
@@ -224,7 +224,7 @@ def marked(
     batch: Rollouts, # the answers
     reader: Callable[[Sequence[Answer]], Sequence[float | None]], # from `qponder.readers`
 ) -> Rollouts: # with its marks
-    "Have somebody read what is `shown`; `ValueError` for a reader that forgets an answer"
+    "Have a reader mark what is `shown`; `ValueError` for one that leaves out an answer"
     answers = shown(batch)
     given = dict(zip(answers, reader([*answers.values()]), strict=True)) if answers else {}
     return replace(batch, marks=[given.get(i) for i in range(len(batch.read))])
@@ -246,7 +246,7 @@ def paid_marks(
 # %% ../nbs/07e_reward.ipynb #ef8830b3
 def fill_marks(
     marks: Sequence[float | None], # (n,) None where there is none
-    photos: Sequence[str], # (n,) which photo each belongs to
+    photos: Sequence[Hashable], # (n,) which photo each belongs to
 ) -> list[float | None]: # (n,) None where nobody of a photo has one
     "Give an answer that was not marked the mean of the other answers to its photo, so that it neither gains nor loses."
     known = {p: [m for m, q in zip(marks, photos) if q == p and m is not None] for p in {*photos}}
@@ -258,7 +258,7 @@ def paid_reading(
     settings: RewardSettings, # which gate
     part: str = 'consistency', # or 'own'
 ) -> list[float | None]: # in [0,1]; 0 for an unreadable answer, None where no reasons were asked for or no mark given
-    "A part that is read by somebody else"
+    "The part that comes from a reader's marks"
     read = [*shown(batch)]
     given = dict(zip(read, fill_marks([batch.marks[i] for i in read], [batch.photos[i] for i in read])))
     marks = [given.get(i) for i in range(len(batch.read))]
@@ -340,7 +340,7 @@ def load_own(
 def own_reward(
     own: str | Callable[[Sequence[Answer]], Sequence[float | None]], # as in the settings
 ) -> Callable[[Sequence[Answer]], list[float | None]]: # a reader
-    "A reward of one's own that is watched: `QPonderError`, with its name, for what is no mark"
+    "A reward of one's own, checked: `QPonderError`, with its name, for what is no mark"
     do = load_own(own) if isinstance(own, str) else own
     called = own.rpartition(':')[2] if isinstance(own, str) else getattr(do, '__name__', type(do).__name__)
     wrong = lambda what: QPonderError(f'reward_own = {own if isinstance(own, str) else called}: {what}')

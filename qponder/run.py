@@ -75,7 +75,7 @@ def check_stage(
     from qponder.model import best_device
     how, out = run.settings.stages['student'], run.folder / stage
     if is_nano(out / 'model') and not how.lora_rank: return
-    gc.collect() # a trainer is a ring of references, and holds a student that nobody asks any more
+    gc.collect() # a trainer holds reference cycles that keep the old student in memory
     room = sum(p.stat().st_size for p in (out / 'model').glob('*.safetensors'))
     check_saved(out, base, how, best_device(room))
 
@@ -169,7 +169,7 @@ def check_student(
 def check_rewards_of(
     run: Run, # settings and photos
 ) -> None:
-    "`QPonderError` if the rewards will lack something: a judge, company, the spread of raters, damage, a whole student"
+    "`QPonderError` if rewards will lack a judge, photos to compare with, raters' spread, damage or a whole student"
     from qponder.adapt import check_adapter
     from qponder.grpo import check_reader, knock_vllm, vllm_arguments
     from qponder.processes import shared_groups

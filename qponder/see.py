@@ -57,7 +57,7 @@ def judge_loss(
 
 # %% ../nbs/08b_see.ipynb #ffc6e35c
 class Judge(nn.Module):
-    "A tower, and linear functions of what it sees: a percentile, and, once it is trained, a hint for each of `FAULTS`."
+    "A tower with a linear quality head (a percentile), and after training linear scores for each of `FAULTS`."
     def __init__(self,
         tower: Dinov2Model, # trained in place
         taps: Sequence[int], # layers to look at
@@ -109,7 +109,7 @@ def look(
     rows: Dataset, # from `judged_rows`
     batch: int = 32, # photos at a time
 ) -> tuple[np.ndarray, np.ndarray]: # (photos, features), (photos,) percentiles
-    "What the judge sees in each photo."
+    "The judge's features of each photo, and its label."
     judge.eval()
     seen, truth = [], []
     place = judge.mean.device
@@ -124,9 +124,9 @@ def look(
 def appoint(
     judge: Judge, # its linear part is set in place
     rows: Dataset, # from `judged_rows`
-    alpha: float = 1000., # of the ridge; the more, the more cautious
+    alpha: float = 1000., # strength of the L2 penalty
 ) -> Judge:
-    "Standardise the features, and begin with ridge regression."
+    "Set the judge's standardisation and linear head, by ridge regression on the features."
     seen, truth = look(judge, rows)
     judge.mean.copy_(torch.tensor(seen.mean(0)))
     judge.spread.copy_(torch.tensor(seen.std(0)).clamp_min(1e-6))
@@ -188,7 +188,7 @@ def two_rates(
     judge: Judge, # with its tower
     settings: SeeSettings, # both peaks
 ) -> torch.optim.AdamW:
-    "An optimiser in which the tower moves slowly."
+    "AdamW with learning rates of their own for tower and head."
     groups = (judge.tower, settings.tower_rate), (judge.linear, settings.judge_rate)
     return torch.optim.AdamW([dict(params=list(part.parameters()), lr=rate) for part, rate in groups])
 
@@ -233,7 +233,7 @@ def wider(
     student: Student, # changed in place
     size: int, # side of the photos, pixels; 0 leaves it
 ) -> Student:
-    "Show a student larger photos, or smaller ones. Raises QPonderError for a student that has no DINOv2."
+    "Change the size at which a student sees photos. Raises QPonderError for a student that has no DINOv2."
     if not size: return student
     check_tower(student.model.config, student.name)
     was = student.policy
@@ -260,11 +260,11 @@ def spoiled_rows(
 # %% ../nbs/08b_see.ipynb #daac6d4c
 @torch.no_grad()
 def accuse(
-    judge: Judge, # its hints are set in place
+    judge: Judge, # its fault scores are set in place
     rows: Dataset, # from `spoiled_rows`
     alpha: float = 1000., # of the ridge
 ) -> Judge:
-    "A hint for each fault: 0 on average, with a spread of 1, high where a photo has it."
+    "Fit a score for each fault by ridge regression: mean 0, spread 1, high where a photo has it."
     seen, fault = look(judge, rows)
     ridge = Ridge(alpha=alpha).fit(seen, np.eye(len(FAULTS))[fault.astype(int)])
     said = ridge.predict(seen)
@@ -278,7 +278,7 @@ def accuse(
 def opinion(
     judge: Judge, # trained
 ) -> tuple[torch.Tensor, torch.Tensor]: # weight (1 + faults, features), bias (1 + faults,)
-    "What the judge thinks of a patch as it comes from the tower: its percentile in units of spread, and its faults."
+    "The judge as a linear function of raw patch features: percentile, in units of its spread, and fault scores."
     weight = torch.cat([judge.linear.weight / judge.unit, judge.faults.weight]) / judge.spread
     bias = torch.cat([(judge.linear.bias - 1 / 2) / judge.unit, judge.faults.bias])
     return weight, bias - weight @ judge.mean
@@ -289,7 +289,7 @@ def hand_over(
     judge: Judge, # trained
     student: Student, # its tower and projector are changed in place
 ) -> Student:
-    "Give the student the judge's tower, and the judge's opinions a place in every visual token."
+    "Copy the judge's tower into the student, and write its scores into the projector, for every visual token."
     student.model.model.vision_tower.load_state_dict(judge.tower.state_dict())
     first, last = (getattr(student.model.model.multi_modal_projector, f'linear_{i}') for i in (1, 2))
     weight, bias = opinion(judge)
@@ -308,8 +308,8 @@ def see(
     val: Dataset | None = None, # validation rows with path and score
     seed: int = 0, # of the order of photos
     progress: bool = False, # show a progress bar
-) -> Student: # with the judge's tower and its hints
-    "Train the tower; started again alike, go on or take what is there; else `sft.go_on_from` raises."
+) -> Student: # with the judge's tower, and its scores in the projector
+    "Fine-tune the tower; with the same inputs, resume or return the stored result; else `sft.go_on_from` raises."
     out, student, names = Path(out), wider(student, settings.size), [Path(p).name for p in rows['path']]
     log, done = JsonlLog(out / 'log.jsonl'), out / 'judge.safetensors'
     newest = go_on_from(out, 'checkpoints', student, zip(names, rows['score']), seed, settings)

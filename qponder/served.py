@@ -41,7 +41,7 @@ from .teacher import Request
 def data_url(
     image: Image.Image, # RGB
 ) -> str: # data:image/png;base64,…
-    "A photo as an address that contains it"
+    "A photo as a data URL"
     image.save(f := BytesIO(), 'PNG')
     return 'data:image/png;base64,' + b64encode(f.getvalue()).decode()
 
@@ -76,7 +76,7 @@ class ServedSettings:
     per_minute: float = 0. # questions begun per minute at most; 0: any number
     timeout: float = 120. # seconds to wait for an answer
     retries: int = 5 # times that a question is asked again, after growing pauses
-    temperature: float = .7 # of its words
+    temperature: float = .7 # of sampling
     max_tokens: int = 512 # of an answer
     price_in: float = 0. # of a million tokens sent
     price_out: float = 0. # of a million tokens received
@@ -99,13 +99,13 @@ def sdk() -> ModuleType: # `openai`
 
 # %% ../nbs/05b_served.ipynb #fda72b63
 class ServedTeacher:
-    "A model behind an OpenAI-compatible address; raises QPonderError where no photo would fare better"
+    "A model behind an OpenAI-compatible address; raises QPonderError for failures that concern every photo"
     patience = 20 # questions in a row that may stay unanswered
 
     def __init__(self,
         settings: ServedSettings, # where and how
         seed: int = 0, # of its words, for servers that honour it
-        messages: Callable[[Any], list[dict]] = chat, # makes the question; another one makes it another expert
+        messages: Callable[[Any], list[dict]] = chat, # builds the chat messages; `readers.judge_messages`: a judge
     ):
         if not settings.model: raise QPonderError('model is not set: name the model as the server does (served_model)')
         self.settings, self.seed, self.at_once = settings, seed, settings.at_once
@@ -146,14 +146,14 @@ def keep_account(self: ServedTeacher,
     path: Path, # JSON; may be missing
     company: Path | None = None, # a folder: the limit is that of all files of this name in and below it; None: its own
 ) -> None:
-    "Begin with the tokens that a file tells of, and note there what is added; only questions under way escape it"
+    "Begin with the token counts of a file, and update it with every answer; questions under way are not in it"
     self.account, self.company = path, company
     for row in read_rows(path): self.tokens_in, self.tokens_out = row['sent'], row['received']
 
 # %% ../nbs/05b_served.ipynb #efede8ed
 @patch
 def spent_together(self: ServedTeacher) -> float: # in the currency of the prices
-    "What counts against the limit: what this teacher has spent, and those that keep it company"
+    "What counts against the limit: what this teacher and those that share the limit have spent"
     others = [p for p in self.company.rglob(self.account.name) if p != self.account] if self.company else []
     rows, s = [row for p in others for row in read_rows(p)], self.settings
     return self.spent + sum(r['sent'] * s.price_in + r['received'] * s.price_out for r in rows) / 1e6
@@ -199,7 +199,7 @@ def pause(
 def may_pass(
     error: Exception, # as for `asked_to_wait`
 ) -> bool: # whether it is worth asking again
-    "Is it the server's trouble, and over within the hour?"
+    "Is it the server's fault, and may it be over within the hour?"
     status = getattr(error, 'status_code', None)
     passing = status in (None, 408, 409, 429) or status >= 500
     return passing and asked_to_wait(error) <= 3600
@@ -249,7 +249,7 @@ def answers(self: ServedTeacher,
 def enter(self: ServedTeacher,
     answer: Any, # an `openai` completion, or whatever else came
 ) -> None:
-    "Enter what an answer took, and whether that is known: where it is not, `wait` ends a run that has a limit"
+    "Count the tokens of an answer; where they are not known, `wait` ends a run that has a limit"
     usage = getattr(answer, 'usage', None)
     sent, received = (getattr(usage, k, 0) or 0 for k in ('prompt_tokens', 'completion_tokens'))
     with self.lock:
@@ -262,7 +262,7 @@ def enter(self: ServedTeacher,
 def reply(self: ServedTeacher,
     request: Request, # a photo with its human score
 ) -> str: # the answer as it came; `Unanswered` when there is none after all
-    "Ask until there are words"
+    "Ask until an answer has text"
     s = self.settings
     for answer in self.answers(self.messages(request), temperature=s.temperature, max_tokens=s.max_tokens):
         self.enter(answer)
@@ -310,7 +310,7 @@ def __call__(self: ServedTeacher,
 # %% ../nbs/05b_served.ipynb #83e9c3bc
 @patch
 def knock(self: ServedTeacher) -> None:
-    "Say something small; `QPonderError` where every question would fail: no server, no such model, a wrong key"
+    "Send a small test question; `QPonderError` where every question would fail: no server, no such model, a wrong key"
     try: next(self.answers([{'role': 'user', 'content': 'Say yes.'}], max_tokens=8))
     except (sdk().APIError, *_BROKEN) as e:
         if isinstance(trouble := self.complain(e), QPonderError): raise trouble from e

@@ -335,7 +335,7 @@ def check_lessons(
     spoiled_scores: bool, # teach the scores of spoiled copies, too
     mix: float | None, # share of bare scores among the rows
 ) -> None:
-    "`QPonderError` for lessons that there are not, or that do not go together"
+    "`QPonderError` for an unknown objective or source of words, or a combination that is not supported"
     for key, value, known in (('objective', objective, get_args(Objective)), ('words', words, ('teacher', 'own'))):
         if value not in known: raise QPonderError(f'{key} {value!r} is unknown: use one of {", ".join(known)}')
     for key, used in (('words = own', words == 'own'), ('spoiled_scores = no', not spoiled_scores)):
@@ -361,8 +361,8 @@ class SFTSettings:
     save_every: int = 20 # steps between checkpoints
     objective: Objective = 'trace' # how a score is taught, see `qponder.objectives`
     mix: float | None = None # share of bare scores among the rows; None: as `score_only_every` says
-    words: Literal['teacher', 'own'] = 'teacher' # whose lead up to a verdict, see `qponder.own`
-    own_share: float = 1. # of the rated photos, described by the student where words are its own
+    words: Literal['teacher', 'own'] = 'teacher' # whose words precede the verdict, see `qponder.own`
+    own_share: float = 1. # share of the rated photos that the student describes itself, with words = own
     spoiled_scores: bool = True # teach the lowered scores of spoiled copies, too; False: only what harms them
     fidelity_weight: float = 200. # of the order of photos, in words; only with soft+fidelity
 

@@ -420,7 +420,7 @@ class Worker:
     def __call__(self,
         batch: dict[str, Any], # 'shard': one path
     ) -> dict[str, Any]: # the same, what was 'said', what is 'wrong' with it, and why all must 'stop'
-        "Do a shard; an error that concerns the others is told, not raised, for Ray would bury it"
+        "Do a shard; an error that concerns the others is told, not raised, for Ray would hide it"
         (shard,), said, wrong, stop = batch['shard'], '', '', ''
         try: said, wrong = attempt(Path(shard), self.job, self.do, self.out, self.run)
         except QPonderError as e: stop = str(e)

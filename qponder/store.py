@@ -29,7 +29,7 @@ except ImportError: fcntl = None # Windows
 def held(
     path: Path, # a file; made if it is missing
 ) -> Iterator[None]:
-    "Keep other writers from a file for a moment; without effect on Windows, on disks that know no locks, and read-only"
+    "Lock a file against other writers; without effect on Windows, on disks that know no locks, and on read-only files"
     if fcntl is None or path.exists() and not os.access(path, os.W_OK): yield; return
     with open(path, 'a') as f:
         with suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
@@ -88,7 +88,7 @@ def write_records(
     records: Iterable[Any], # dataclasses, a line for each; taken while the file is held
     mode: str = 'a', # 'a' appends, 'w' replaces the file
 ) -> None:
-    "Write records and see them on the disk; `QPonderError` when there is no room or no right to"
+    "Write records and flush them to the disk; `QPonderError` when there is no space or no permission"
     target = path if mode == 'a' else path.with_suffix('.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

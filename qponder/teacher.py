@@ -42,7 +42,7 @@ class Request:
 
 # %% ../nbs/04a_teacher.ipynb #5d7d3956
 class Teacher(Protocol):
-    """Writes the trace of a photo, raw: parsing and judging are not its business. Raises `Unanswered` for want of one.
+    """Returns the raw trace of a photo; parsing and filtering come later. Raises `Unanswered` if it has none.
 
     It may also have these; in brackets, what is assumed if it has not:
     `prompt` (None): the `trace.Prompt` that it answers; then it is sent no text, and works in English, told the score;

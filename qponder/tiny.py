@@ -117,7 +117,7 @@ def tiny_qwen25(
 def tiny_qwen3(
     width: int, # hidden size
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    "Qwen3-VL: larger patches, and a tower that also speaks to deeper layers of the language part"
+    "Qwen3-VL: larger patches, and tower features that also enter layers of the language model (DeepStack)"
     words = qwen_words()
     rope, look = dict(mrope_interleaved=True), dict(deepstack_visual_indexes=[0], num_position_embeddings=64)
     return (Qwen3VLForConditionalGeneration(Qwen3VLConfig(**qwen_parts(words, width, rope, **look))),

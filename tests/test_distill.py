@@ -18,7 +18,16 @@ from PIL import Image
 import qponder.distill as module
 from qponder import store
 from qponder.distill import Unanswered, distill, keep_table
-from qponder.filters import FILTERS, FORBIDDEN, DistillSettings, Record, forbidden_kind, judge, load_records, repeated
+from qponder.filters import (
+    FILTERS,
+    FORBIDDEN,
+    DistillSettings,
+    Record,
+    apply_filters,
+    forbidden_kind,
+    load_records,
+    repeated,
+)
 from qponder.marks import Marks, judge_prompt, read_marks
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
@@ -350,7 +359,7 @@ fine, noisy = write_reasoning({}, 3.0), write_reasoning({'noise': 2}, 3.0, rng=R
     (fine + ' I cannot judge more.', 3.0, 'forbidden'),
 ])
 def test_each_filter_drops_its_kind(text, said, verdict):
-    assert judge(Record(score=3.0, raw=render(Trace(text, said))), DistillSettings()).verdict == verdict
+    assert apply_filters(Record(score=3.0, raw=render(Trace(text, said))), DistillSettings()).verdict == verdict
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -364,7 +373,7 @@ def test_any_text_survives_the_store(tmp_path, raw, path):
 def test_filters_never_raise_and_order_is_stable():
     for raw in ('', '3', '<answer>3</answer>', '<think></think><answer>9</answer>'):
         record = Record(score=3.0, raw=raw)
-        assert judge(record, DistillSettings()).verdict == 'grammar'
+        assert apply_filters(record, DistillSettings()).verdict == 'grammar'
         assert all(f(record) in (True, False) for f in FILTERS.values())
     assert list(FILTERS) == ['grammar', 'gap', 'length', 'numbers', 'forbidden', 'aspects', 'agreement', 'repeats',
                              'marked', 'faithful']
@@ -373,7 +382,7 @@ def test_filters_never_raise_and_order_is_stable():
 def test_label_is_a_choice():
     text = write_reasoning({}, 3.3)
     record = Record(score=3.0, raw=render(Trace(text, 3.3)))
-    human, teacher = judge(record, DistillSettings()), judge(record, DistillSettings(label='teacher'))
+    human, teacher = apply_filters(record, DistillSettings()), apply_filters(record, DistillSettings(label='teacher'))
     assert (human.target, human.label, teacher.target, teacher.label) == (3.0, 'human', 3.3, 'teacher')
     assert human.gap == 0.3
 
@@ -392,7 +401,8 @@ chinese = ('人物面部清晰，背景有轻微的噪点，没有明显的压�
     (chinese + '噪点' * 9 + '。', 'repeats'),
 ])
 def test_filters_read_chinese(text, verdict):
-    assert judge(Record(score=3.0, raw=render(Trace(text, 3.0))), DistillSettings(language='zh')).verdict == verdict
+    record = Record(score=3.0, raw=render(Trace(text, 3.0)))
+    assert apply_filters(record, DistillSettings(language='zh')).verdict == verdict
 
 
 def test_what_is_forbidden_is_named_and_the_rest_is_not():
@@ -459,7 +469,7 @@ def test_a_photo_that_nobody_rated_teaches_the_score_of_the_teacher(rows, tmp_pa
     assert not reader.asked
     records = distill(unrated, reader, tmp_path, DistillSettings(tell=False, label='teacher'))
     assert {(r.verdict, r.score, r.gap, r.target) for r in records} == {('kept', None, None, 3.0)}
-    assert judge(replace(records[0], raw='fine'), DistillSettings(label='teacher')).verdict == 'grammar'
+    assert apply_filters(replace(records[0], raw='fine'), DistillSettings(label='teacher')).verdict == 'grammar'
 
 
 class Deaf(Counting):

@@ -233,7 +233,8 @@ def test_a_vllm_server_is_asked_how_it_is(health):
     wrong = {f'http://{place}': '500', f'http://{place}/v1': '404', f'https://{place}': 'SSL',
              'http://127.0.0.1:1': 'refused', 'http://a b': "can't contain", 'http://127.0.0.1:port': 'port'}
     for url, why in wrong.items():
-        with pytest.raises(QPonderError, match=f'grpo_vllm_url = {url}: no vLLM server .*{why}.*trl vllm-serve'):
+        said = f'grpo_vllm_url = {url}: no healthy vLLM server .*{why}.*trl vllm-serve'
+        with pytest.raises(QPonderError, match=said):
             knock_vllm(far(url))
     knock_vllm(replace(far('http://127.0.0.1:1'), vllm='colocate'))
 
@@ -270,7 +271,7 @@ def test_a_run_knocks_before_it_begins(health, tmp_path, monkeypatch):
     ask = lambda *more: check_rewards_of(Run(tmp_path, read_settings('nano', overrides=[*lines, *more]), parts))
     with pytest.raises(QPonderError, match='vLLM is not installed here'): ask()
     monkeypatch.setattr(page, 'find_spec', lambda name: True)
-    with pytest.raises(QPonderError, match='no vLLM server'): ask()
+    with pytest.raises(QPonderError, match='no healthy vLLM server'): ask()
     ask(f'grpo_vllm_url=http://{place}')
     Health.models = b'{"data": [{"id": "Qwen/Qwen2.5-VL-7B-Instruct"}]}'
     with pytest.raises(QPonderError, match='holds Qwen/.*, but nano-base is trained'): ask(f'grpo_vllm_url=http://{place}')

@@ -19,7 +19,7 @@ from PIL import Image
 
 import qponder.served as module
 from qponder.distill import Unanswered, distill, keep_table
-from qponder.filters import DistillSettings, judge, load_records
+from qponder.filters import DistillSettings, apply_filters, load_records
 from qponder.pairs import distill_pairs
 from qponder.photo import ASSETS, pristine
 from qponder.scale import QPonderError
@@ -234,7 +234,7 @@ def test_a_question_that_loses_or_doubles_its_photo_is_answered_and_judged_like_
     whole, blind, double = sent
     assert 0 < whole - blind == double - whole
     assert set(Proxy.whole.values()) == {1} and len(Proxy.whole) == len(records) == served.answered == served.asked == 3
-    assert all(r.raw and not r.note and r == judge(r, DistillSettings()) for r in records)
+    assert all(r.raw and not r.note and r == apply_filters(r, DistillSettings()) for r in records)
     assert keep_table(records)['dropped'].sum() + sum(r.verdict == 'kept' for r in records) == 3
     again = teacher(proxy)
     assert distill(rows, again, tmp_path) == records and again.asked == 0
