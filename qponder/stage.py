@@ -140,23 +140,21 @@ class Run:
     @property
     def teacher(self) -> Callable[[Any], str]: # a `qponder.teacher.Teacher`
         "The teacher that the settings name; `QPonderError` where it cannot be asked as they say"
-        seed = self.settings.common.seed
-        if self.settings.common.teacher == 'served':
+        common, stages = self.settings.common, self.settings.stages
+        if common.teacher == 'served':
             from qponder.served import ServedTeacher
-            return ServedTeacher(self.settings.stages['served'], seed)
-        from qponder.distill import check_heeds
-        from qponder.filters import DistillSettings
+            return ServedTeacher(stages['served'], common.seed)
+        from qponder.distill import DistillSettings, check_heeds
         from qponder.teacher import MeasuredTeacher
-        return check_heeds(MeasuredTeacher(seed=seed), self.settings.stages.get('distill', DistillSettings()))
+        return check_heeds(MeasuredTeacher(seed=common.seed), stages.get('distill', DistillSettings()))
 
     @property
     def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one
         "The served model as a judge of reasoning; `QPonderError` if it is not named"
-        stages = self.settings.stages
-        if stages['reward'].consistency != 'judge' or not stages['reward'].w_consistency: return None
+        if (pays := self.settings.stages['reward']).consistency != 'judge' or not pays.w_consistency: return None
         from qponder.readers import judge_messages
         from qponder.served import ServedTeacher, shared_among
-        own = replace(shared_among(stages['served'], place().world), temperature=0.)
+        own = replace(shared_among(self.settings.stages['served'], place().world), temperature=0.)
         return ServedTeacher(own, self.settings.common.seed, judge_messages)
 
 # %% ../nbs/12c_stage.ipynb #a0db1038
