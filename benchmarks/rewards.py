@@ -28,7 +28,7 @@ from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.rate import Rater
 from qponder.run import STAGES, traces
 from qponder.settings import Common, read_settings
-from qponder.stage import Parts, Run, Stage, hash_parts, load_parts, run_stage, versions, write_json
+from qponder.stage import Parts, Run, Stage, hash_parts, load_parts, run_stage, write_json
 from qponder.store import read_rows
 from qponder.trace import parse
 
@@ -112,20 +112,22 @@ def collect(out: Path) -> pd.DataFrame:
     "Write what the page reads; the scores of all runs, a row per photo, without the photos."
     (out / 'results').mkdir(exist_ok=True)
     said, logs, runs = finished(out), [], {}
-    scores = pd.DataFrame(dict(people=[p.score for p in said['cold']]))
+    columns = dict(people=[p.score for p in said['cold']])
     for name, answers in said.items():
         assert [p.path for p in answers] == [p.path for p in said['cold']], f'{name}: rated other photos'
-        for which in ('expected', 'greedy'): scores[f'{name} {which}'] = values(answers, which, worst=True)
-        scores[f'{name} agreement'] = [p.reward['agreement'] for p in answers]
+        for which in ('expected', 'greedy'): columns[f'{name} {which}'] = values(answers, which, worst=True)
+        columns[f'{name} agreement'] = [p.reward['agreement'] for p in answers]
         note = json.loads((out / name / 'manifest.json').read_text())
         runs[name] = dict(readable=float(np.mean([p.ok for p in answers])), seconds=note['wall_seconds'],
-            reasonings=len({parse(p.text, p.finished).reasoning for p in answers}), inputs=note['inputs'])
+            reasonings=len({parse(p.text, p.finished).reasoning for p in answers}), versions=note.get('versions'),
+            inputs=note['inputs'])
         if name != 'cold':
             rows = [r for r in read_rows(out / name / 'log.jsonl') if 'reward' in r]
             logs += [dict(run=name, step=r['step']) | {k: round(r[k], 4) for k in LOGGED if k in r} for r in rows]
+    scores = pd.DataFrame(columns)
     scores.round(3).sort_values([*scores]).to_csv(out / 'results/scores.csv', index=False)
     pd.DataFrame(logs).to_csv(out / 'results/log.csv', index=False)
-    write_json(out / 'results/runs.json', dict(versions=versions(), photos=len(scores), runs=runs))
+    write_json(out / 'results/runs.json', dict(photos=len(scores), runs=runs))
     return scores
 
 

@@ -153,7 +153,7 @@ def test_stages_run_in_order_and_the_report_comes_last(here, stages, monkeypatch
     done = []
     stages([Stage(s.name, lambda run, name=s.name: done.append(name), ()) for s in STAGES])
     page = lambda folder: done.append('report') or folder/'report.html'
-    fake('report', monkeypatch, report=page, summary=lambda folder: 'SRCC')
+    fake('report', monkeypatch, report=page, summary=lambda folder: 'SRCC', gone_pictures=lambda folder: '')
     assert main(['run']) == 0
     assert done == ['distill', 'cold-start', 'grpo', 'evaluate', 'report']
     assert capsys.readouterr().out.endswith(f'SRCC\n\nreport: {Path("runs/nano/report.html")}\n')

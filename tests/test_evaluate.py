@@ -12,11 +12,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy import stats
 
-import qponder.baselines as ev
+import qponder.baselines as page
 from qponder.baselines import bell, brisque_features, brisque_scores, brisque_svr, constant, measured_ridge, score_with
-from qponder.evaluate import (Fitted, baselines, chain, compare, evaluate, fit_on, grounding, metrics, spread,
+from qponder.evaluate import (Fitted, baselines, chain, compare, evaluate, fit_on, grounding, metrics, spread, swapped,
                               tabulate, whole)
-from qponder.metrics import Interval, Logistic4, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse, srcc
+from qponder.metrics import (Interval, Logistic4, _interval, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc,
+                             rmse, srcc)
 from qponder.photo import ImageError
 from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.scale import QPonderError
@@ -141,7 +142,7 @@ def test_interval_of_an_almost_constant_model_is_withheld():
 
 @pytest.mark.parametrize('undefined, shown', [(5, True), (6, False)])
 def test_interval_lives_with_one_undefined_draw_in_twenty(undefined, shown):
-    found = ev._interval(.5, np.r_[np.full(undefined, np.nan), np.full(100 - undefined, .5)])
+    found = _interval(.5, np.r_[np.full(undefined, np.nan), np.full(100 - undefined, .5)])
     assert found.value == .5 and (found.low == found.high == .5) == shown
 
 
@@ -419,7 +420,7 @@ def test_bell_finds_the_shape_that_made_the_data(alpha):
 
 def test_brisque_features_are_those_of_the_package():
     brisque = pytest.importorskip('brisque', exc_type=ImportError)
-    cv2, rgb2gray = pytest.importorskip('cv2', exc_type=ImportError), ev.rgb2gray
+    cv2, rgb2gray = pytest.importorskip('cv2', exc_type=ImportError), page.rgb2gray
     model, rng = brisque.BRISQUE(url=False), np.random.default_rng(0)
     for w, h in ((64, 48), (61, 50), (63, 49), (30, 97)):
         small = Image.fromarray(rng.integers(0, 256, (h // 3, w // 3, 3), 'uint8'))
@@ -438,8 +439,8 @@ def test_rounding_errors_in_flat_areas_do_not_reach_the_features(monkeypatch):
     photo = Image.fromarray(x)
     one = brisque_features(photo)
     other = lambda rgb: (rgb[..., 2] * .0721 + rgb[..., 1] * .7154 + rgb[..., 0] * .2125) / 255
-    monkeypatch.setattr(ev, 'rgb2gray', other)
-    monkeypatch.setattr(ev, '_SEEN', {})
+    monkeypatch.setattr(page, 'rgb2gray', other)
+    monkeypatch.setattr(page, '_SEEN', {})
     assert np.allclose(brisque_features(photo), one, rtol=1e-8, atol=1e-12)
 
 
@@ -452,10 +453,10 @@ def test_stored_scores_of_baselines_hold_no_rounding_errors():
 @pytest.fixture
 def without_brisque(monkeypatch):
     "A machine where the package is missing, or cannot be imported"
-    ev._stock_brisque.cache_clear()
+    page._stock_brisque.cache_clear()
     monkeypatch.setitem(sys.modules, 'brisque', None)
     yield
-    ev._stock_brisque.cache_clear()
+    page._stock_brisque.cache_clear()
 
 
 def test_stock_brisque_without_its_package_names_the_extra(without_brisque):
@@ -479,7 +480,7 @@ def test_swapped_by_hand():
     text = '<think>The photo is blurred.</think><answer>3</answer>'
     three = [Prediction('m', str(i), 'test', 3., text=text, faults=f)
              for i, f in enumerate(({'blur': 2}, {'blur': 1}, {'noise': 2}))]
-    own, others = ev.swapped(three)
+    own, others = swapped(three)
     assert np.allclose([own, others], [[2 / 7, 1 / 7, 0], [1 / 14, 2 / 14, 3 / 14]])
 
 
