@@ -186,7 +186,8 @@ def test_in_parts_over_two_processes_and_stopped_twice_as_if_never_stopped(mine,
     (['reward_w_rank=1', 'reward_rank=margin', 'reward_rank_width=0'], 'reward_rank_width = 0 takes the spread'),
     (['reward_consistency=judge', 'served_model=big'], 'cannot be reached'),
     (['teacher=served', 'served_model=big'], 'cannot be reached'),
-    (['distill_min_words=400'], 'none is kept (7 length'),
+    (['distill_min_words=60'], 'set distill_min_words = 20'),
+    (['distill_max_words=20'], 'none is kept (7 length'),
 ])
 def test_mistakes_end_before_the_first_training(wrong, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
