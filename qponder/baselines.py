@@ -7,7 +7,7 @@ and stand in the same table. The last, BRISQUE, is written out, because the pack
 
 # %% auto #0
 __all__ = ['Scorer', 'constant', 'measured_ridge', 'normalised', 'bell', 'brisque_features', 'brisque_scores', 'brisque_svr',
-           'score_with']
+           'baselines', 'score_with']
 
 # %% ../nbs/09c_baselines.ipynb #7f826ac5
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,6 +177,15 @@ def brisque_svr(
     search = GridSearchCV(make_pipeline(StandardScaler(), SVR()), grid, cv=cut, scoring='neg_mean_squared_error')
     model = search.fit(x, y)
     return lambda photos: model.predict(np.array([brisque_features(p) for p in photos])).clip(LOW, HIGH)
+
+# %% ../nbs/09c_baselines.ipynb #d5f332dc
+def baselines(
+    train: Iterable[Mapping[str, Any]], # path, score and image
+) -> dict[str, Scorer]: # name -> photos to scores
+    "All baselines, fitted; stock BRISQUE only where the extra `baselines` is installed"
+    stock = {'BRISQUE, stock': brisque_scores} if _has_stock() else {}
+    fits = {'constant': constant, 'measured + ridge': measured_ridge, 'BRISQUE + SVR': brisque_svr}
+    return {name: fit(train) for name, fit in fits.items()} | stock
 
 # %% ../nbs/09c_baselines.ipynb #023ae47e
 def score_with(

@@ -8,7 +8,7 @@ Tables are made from [stored predictions](09b_predict.ipynb) alone, with the [in
 
 # %% auto #0
 __all__ = ['Spread', 'spread', 'Fitted', 'fit_on', 'Metrics', 'metrics', 'MetricTable', 'unique', 'tabulate', 'compare',
-           'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'baselines', 'whole', 'evaluate']
+           'Grounding', 'swapped', 'grounding', 'Chain', 'chain', 'whole', 'evaluate']
 
 # %% ../nbs/10_evaluate.ipynb #f774bfae
 import json
@@ -21,20 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from .baselines import Scorer, _has_stock, brisque_scores, brisque_svr, constant, measured_ridge, score_with
+from .baselines import baselines, score_with
 from .measure import Calibration
-from qponder.metrics import (
-    Interval,
-    Logistic4,
-    Metric,
-    bootstrap,
-    krcc,
-    logistic4_fit,
-    paired_bootstrap,
-    plcc,
-    rmse,
-    srcc,
-)
+from .metrics import (Interval, Logistic4, Metric, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse,
+                             srcc)
 from .photo import ImageError
 from .predict import Prediction, Which, predict, read_predictions, resume, values
 from .reward import RewardSettings, aspect_agreement
@@ -302,15 +292,6 @@ def chain(
     c = np.array([p.reward.get('aspects', 0.) for p in predictions])
     share = lambda whole: float((c * h).sum() / whole.sum()) if whole.sum() else float('nan')
     return Chain(float(h.mean()), float(c.mean()), share(c), share(h))
-
-# %% ../nbs/10_evaluate.ipynb #d5f332dc
-def baselines(
-    train: Iterable[Mapping[str, Any]], # path, score and image
-) -> dict[str, Scorer]: # name -> photos to scores
-    "All baselines, fitted; stock BRISQUE only where the extra `baselines` is installed"
-    stock = {'BRISQUE, stock': brisque_scores} if _has_stock() else {}
-    fits = {'constant': constant, 'measured + ridge': measured_ridge, 'BRISQUE + SVR': brisque_svr}
-    return {name: fit(train) for name, fit in fits.items()} | stock
 
 # %% ../nbs/10_evaluate.ipynb #71bf3c2d
 def whole(

@@ -41,7 +41,7 @@ from .scale import HIGH, LOW, QPonderError
 from .served import ServedTeacher, served_examiner, shared_among
 from .settings import Settings
 from .stage import Run, difference, earlier, sha, student_sha, used, versions, write_json
-from .store import held
+from .store import cut_torn, held
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd
 Row = dict[str, Any] # path, image (bytes, or None: `path` is a file), and whatever else is known, such as score
@@ -172,12 +172,12 @@ def write_ratings(
 ) -> dict[str, int]: # status -> rows
     "Rate the rows that have no line yet, while the file is held"
     path = folder / 'ratings.jsonl'
-    with held(path), path.open('r+b') as f:
-        *lines, torn = f.read().split(b'\n')
-        f.truncate(f.seek(-len(torn), os.SEEK_END))
-        done = [json.loads(line)['status'] for line in lines]
+    with held(path), path.open('a+', encoding='utf-8') as f:
+        cut_torn(path)
+        f.seek(0)
+        done = [json.loads(line)['status'] for line in f]
         for r in rate_rows(rater, islice(rows, len(done), None), reasons):
-            f.write(r.to_json().encode() + b'\n')
+            f.write(r.to_json() + '\n')
             f.flush()
             done.append(r.status)
     return dict(Counter(done))

@@ -16,7 +16,6 @@ __all__ = ['sha', 'Parts', 'cut_parts', 'list_parts', 'hash_parts', 'load_parts'
 import errno
 import hashlib
 import json
-import os
 import platform
 import random
 import shutil
@@ -37,6 +36,7 @@ from .expert import EXPERT, expert_prompt
 from .processes import is_first, place, wait_for
 from .scale import QPonderError
 from .settings import Common, Settings
+from .store import write_whole
 from .trace import LEVEL, REASON, SCORE_ONLY, prompt_hash
 
 # %% ../nbs/12c_stage.ipynb #3389f24e
@@ -235,9 +235,7 @@ def write_json(
     content: Any, # what
 ) -> None:
     "Write JSON in one step"
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(part, path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../nbs/12c_stage.ipynb #500702c6
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -341,9 +339,7 @@ def list_photos(
     "Keep a line for each photo, to be able to say later which one has changed"
     path = photo_list(run, run.parts.hash)
     if path.exists() or not run.parts.listed: return
-    part = path.with_suffix('.part')
-    part.write_text('\n'.join(run.parts.listed) + '\n', encoding='utf-8', errors='backslashreplace')
-    os.replace(part, path)
+    write_whole(path, '\n'.join(run.parts.listed) + '\n', 'backslashreplace')
 
 # %% ../nbs/12c_stage.ipynb #1fb3d614
 def told_photos(
