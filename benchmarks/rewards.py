@@ -28,7 +28,7 @@ from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.rate import Rater
 from qponder.run import STAGES, traces
 from qponder.settings import Common, read_settings
-from qponder.stage import Parts, Run, Stage, hash_parts, load_parts, run_stage, write_json
+from qponder.stage import Parts, Run, Stage, hash_parts, list_parts, load_parts, run_stage, write_json
 from qponder.store import read_rows
 from qponder.trace import parse
 
@@ -60,7 +60,7 @@ def choose(common: Common, pool: int, photos: int, spare: bool) -> Parts:
     draw = lambda rows: rows.select(np.random.default_rng(0).permutation(len(rows)))
     train, val = draw(parts.train).select(range(pool)), draw(parts.val)
     val = val.select(range(photos, len(val)) if spare else range(photos))
-    return Parts(train, val, val, hash_parts(train=train, val=val))
+    return Parts(train, val, val, hash_parts(list_parts(train=train, val=val)))
 
 
 def rate(run: Run, folder: Path, model: str | Path, name: str, tower: list) -> None:

@@ -450,6 +450,5 @@ def work_spread(
     n = min(workers, len(todo))
     rows = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(Worker, batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=n), num_gpus=gpus or None,
-        fn_constructor_args=(job, os.path.abspath(out), uuid4().hex, n),
-        max_restarts=-1, max_task_retries=-1) # `note_start` counts
+        fn_constructor_args=(job, os.path.abspath(out), uuid4().hex, n)) # Ray restarts the dead; `note_start` counts
     return tally(heard(rows.iter_rows()), say)

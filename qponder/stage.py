@@ -21,7 +21,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -90,11 +90,10 @@ def list_parts(
 
 # %% ../nbs/12c_stage.ipynb #ccc07b5b
 def hash_parts(
-    *listed: str, # lines of `list_parts`
-    **parts: Any, # or name -> rows with `path`, `score` and `std`
+    listed: Sequence[str], # from `list_parts`
 ) -> str: # 16 hex digits
     "One hash of all photos, their scores and spreads, and the part each belongs to; paths do not count"
-    return sha(''.join(line.partition('\t')[0] + '\n' for line in listed or list_parts(**parts)))
+    return sha(''.join(line.partition('\t')[0] + '\n' for line in listed))
 
 # %% ../nbs/12c_stage.ipynb #ff6ca5a0
 def load_parts(
@@ -109,7 +108,7 @@ def load_parts(
     form = {k: getattr(common, k) for k in keys} | {'higher_is_better': not common.lower_is_better}
     train, val, test = cut_parts(load_data(common.data, **form), common)
     listed = list_parts(train=train, val=val, test=test)
-    return Parts(train, val, test, hash_parts(*listed), listed)
+    return Parts(train, val, test, hash_parts(listed), listed)
 
 # %% ../nbs/12c_stage.ipynb #9da73a08
 def one_size(
