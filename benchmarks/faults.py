@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qponder.claims import claims
 from qponder.degrade import DEGRADATIONS, degrade
 from qponder.metrics import Interval, bootstrap
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater, find_photos
 from qponder.stage import sha, student_sha, versions, write_json
-from qponder.trace import claims
 
 UNSPOILED = 'none', 0
 

@@ -23,9 +23,10 @@ from qponder.data import load_sample
 from qponder.distill import distill
 from qponder.fast import checkpoint
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
-from qponder.model import Student, encode, plain_attention, remember, share_prompts
+from qponder.model import Student, encode
 from qponder.photo import open_image
 from qponder.reward import trl_rewards
+from qponder.share import plain_attention, remember, share_prompts
 from qponder.stage import student_sha, versions
 from qponder.teacher import MeasuredTeacher
 

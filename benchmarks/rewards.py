@@ -23,11 +23,11 @@ import pandas as pd
 import torch
 
 from qponder.metrics import Interval, Metric, bootstrap, plcc, srcc
-from qponder.model import tensor_hash
 from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.rate import Rater
 from qponder.run import STAGES, traces
 from qponder.settings import Common, read_settings
+from qponder.share import tensor_hash
 from qponder.stage import Parts, Run, Stage, hash_parts, list_parts, load_parts, run_stage, write_json
 from qponder.store import read_rows
 from qponder.trace import parse

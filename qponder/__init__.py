@@ -7,8 +7,11 @@ Modules:
 - `qponder.base`: nano-base: a small vision-language model that describes known degradations and has seen no human score
 - `qponder.baselines`: What a constant, a ridge regression on measurements, and BRISQUE reach on the same photos
 - `qponder.chinese`: Chinese reasoning, read by putting English words of the lexicon in the place of its quality terms
+- `qponder.claims`: The words for faults and their degrees, and a reader that finds them in free text
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
+- `qponder.cost`: What a student takes: parameters, tokens, bytes and operations of a step, by arithmetic
 - `qponder.data`: Rated photographs: dataset cards, the sample that ships, a CSV of your own, splits, and a check for leaks
+- `qponder.decode`: Greedy decoding for nano, and the expected score: the mean over the scores that an answer might have had
 - `qponder.degrade`: Synthetic distortions: nineteen kinds at five severities, and the fault that each of them causes
 - `qponder.distill`: A teacher answers about every rated photo and about altered copies of it; no question is asked twice
 - `qponder.doctor`: Checks a computer before a run: packages and their versions, GPUs, memory, disk and network
@@ -16,12 +19,13 @@ Modules:
 - `qponder.evaluate`: One table for students and baselines, made from stored predictions, and tests of whether the reasoning depends on the photo
 - `qponder.expert`: The prompts for teacher models, sentence by sentence, with the reason for each
 - `qponder.fast`: nano's forward pass and decoding in plain PyTorch, so that rating one photo need not wait for imports
+- `qponder.faults`: From measures to the faults that a person would mind, with thresholds found on photos with known damage
 - `qponder.filters`: What is stored of a teacher's answer, and which answers a student learns from
 - `qponder.grpo`: GRPO: the cold-started student learns from rewards for its own answers and becomes Q-Ponder, after a check of real rollouts
 - `qponder.guards`: Guards against wrong length and repetition, and less weight for photos on which the student is uncertain
 - `qponder.kernels`: Rewards for one answer by itself: a kernel of its score's error, and its format
 - `qponder.marks`: A second model as judge of the reasoning: what it is asked, and how its marks are read
-- `qponder.measure`: Ten low-level measures of a photo, and the faults that they indicate
+- `qponder.measure`: Ten low-level measures of a photo, computed from its pixels
 - `qponder.metrics`: Agreement with human scores, and a confidence interval for every figure
 - `qponder.model`: Students are vision-language models: load one, build nano, generate answers and expected scores, save it
 - `qponder.objectives`: SFT objectives for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
@@ -42,6 +46,7 @@ Modules:
 - `qponder.settings`: One INI file, read into typed dataclasses; what is not understood is an error
 - `qponder.sft`: The cold start: supervised fine-tuning on the teacher's traces, which makes a student Q-Ponder-CI
 - `qponder.shards`: Rate or distill millions of photos in shards, with many workers, and do nothing twice
+- `qponder.share`: The rollouts of a photo share one encoding of the photo and of the prompt
 - `qponder.sheet`: One page of kept and dropped traces beside their photos, to look through before training
 - `qponder.stage`: A run folder, its stages, and the manifest that makes each of them repeatable
 - `qponder.store`: Lines of JSON that survive a kill, a full disk and two writers

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from .data import load_sample
-from .fast import SCORES
+from .decode import SCORES
 from .model import Student, load_student, save_student, score_spelling, spelt_chances
 from .photo import open_image
 from .processes import in_parts
@@ -205,7 +205,7 @@ def save_trained(
 def score_chances(
     student: Student, # who is asked for a bare score
     image: Image.Image, # RGB
-) -> torch.Tensor: # (41,), of each of `fast.SCORES`; they sum to 1
+) -> torch.Tensor: # (41,), of each of `decode.SCORES`; they sum to 1
     "The probability that a student gives each score"
     return spelt_chances(student, image, score_spelling(student.processor.tokenizer)[0], 'score')
 

@@ -23,8 +23,9 @@ from datasets import Dataset
 from PIL import Image
 
 from .degrade import DEGRADATIONS, degrade
+from .faults import degrees
 from .filters import Record
-from .measure import degrees, measure
+from .measure import measure
 from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .photo import open_image
 from .scale import HIGH, LOW, QPonderError, check_range

@@ -22,7 +22,8 @@ from scipy.special import gamma
 from skimage.color import rgb2gray
 
 from .distill import _open, _rows
-from .measure import features, measure
+from .faults import features
+from .measure import measure
 from .photo import ImageError
 from .predict import Prediction, _base
 from .scale import HIGH, LOW, QPonderError

@@ -247,9 +247,10 @@ PLAN = {
 def read_plan(
     args: argparse.Namespace, # the options in `PLAN`
     run: Any, # a `qponder.stage.Run`, whose photos are loaded if the options do not describe them
-) -> Any: # a `qponder.estimate.Plan`
+) -> Any: # a `qponder.cost.Plan`
     "What to assume, the student's settings included; `QPonderError` if nobody says how many photos there are"
-    from qponder.estimate import Plan, seen_in
+    from qponder.cost import Plan
+    from qponder.estimate import seen_in
     from qponder.scale import QPonderError
     from qponder.settings import build, read_overrides
     own = {k: v for k in PLAN if (v := getattr(args, k.replace('-', '_'))) is not None}

@@ -22,9 +22,9 @@ from typing import Literal
 
 import numpy as np
 
+from .claims import ASPECTS, FAULTS, Claims, claims
 from .degrade import DEGRADATIONS, severity_degree
 from .scale import level_bounds
-from .trace import ASPECTS, FAULTS, Claims, claims
 
 # %% ../nbs/07b_consistency.ipynb #47c8a99e
 def level_agreement(

@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy import fft
 
+from .claims import ASPECTS, FAULTS
 from .scale import QPonderError
-from .trace import ASPECTS, FAULTS
 
 # %% ../nbs/03_degrade.ipynb #127e7750
 def pixels(
@@ -58,7 +58,7 @@ def unit(
 class Degradation:
     "One way to spoil a photo"
     name: str # e.g. 'gaussian_blur'
-    fault: str # what a viewer then sees: a key of `qponder.trace.FAULTS`
+    fault: str # what a viewer then sees: a key of `qponder.claims.FAULTS`
     fn: Callable[[Image.Image, float, np.random.Generator], Image.Image] # (photo, strength, chance) -> photo
     strengths: tuple[float, ...] # five, for severities 1 to 5
 

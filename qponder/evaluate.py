@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from .baselines import baselines, score_with
-from .measure import Calibration
+from .claims import claims
+from .consistency import aspect_agreement
+from .faults import Calibration
 from .metrics import (Interval, Logistic4, Metric, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse,
                              srcc)
 from .photo import ImageError
 from .predict import Prediction, Which, predict, read_predictions, resume, values
-from .reward import RewardSettings, aspect_agreement
+from .reward import RewardSettings
 from .scale import HIGH, LOW, QPonderError
-from .trace import claims, parse
+from .trace import parse
 
 # %% ../nbs/10_evaluate.ipynb #e6a35de0
 @dataclass(frozen=True)

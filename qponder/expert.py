@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .chinese import chinese
+from .claims import FAULTS
 from .scale import QPonderError
-from .trace import FAULTS, Prompt, show_score
+from .trace import Prompt, show_score
 
 # %% ../nbs/01b_expert.ipynb #01b77753
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from typing import Literal
 from fastcore.basics import patch
 
 from .chinese import is_chinese, units
+from .claims import claims
 from .marks import read_marks
 from .scale import HIGH, LOW, QPonderError, check_range, level
 from .store import load_lines
-from .trace import Parsed, Status, Trace, claims, parse, strip_numbers, well_formed
+from .trace import Parsed, Status, Trace, parse, strip_numbers, well_formed
 
 # %% ../nbs/04b_filters.ipynb #bfee0905
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def aspects(
     record: Record, # answered
     settings: DistillSettings = DistillSettings(), # `min_aspects`
 ) -> bool: # whether enough aspects are spoken of
-    "Keep reasonings that cover the aspects, in words that `trace.claims` can read"
+    "Keep reasonings that cover the aspects, in words that `claims.claims` can read"
     return len(claims(record.reasoning).degrees) >= settings.min_aspects
 
 # %% ../nbs/04b_filters.ipynb #9d7e2e20

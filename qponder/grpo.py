@@ -39,9 +39,10 @@ from trl.trainer.utils import RepeatSampler
 from .adapt import StudentSettings, adapter_config, set_tower
 from .audit import audit
 from .consistency import Answer
-from .fast import asked_as, fast_bf16
+from .decode import asked_as
+from .fast import fast_bf16
 from .filters import Record
-from .model import Student, generate, remember, share_prompts
+from .model import Student, generate
 from .processes import in_parts, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
@@ -49,6 +50,7 @@ from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_
 from .scale import QPonderError, check_range
 from .served import check_address
 from .sft import JsonlLog, Validate, as_trained, asked, both_ways, go_on_from, keep_trained, restore
+from .share import remember, share_prompts
 from .trace import parse
 
 # %% ../nbs/09_grpo.ipynb #fdaa170a
@@ -101,7 +103,7 @@ def rounds(self: GRPOSettings) -> int: # of rollouts, in a whole training
 def grpo_row(
     record: Record, # a kept one
     mode: str = 'reason', # 'reason': think, then answer; 'score': the answer alone
-    config: Mapping = {}, # of the student, which may know how it was taught, see `fast.asked_as`
+    config: Mapping = {}, # of the student, which may know how it was taught, see `decode.asked_as`
 ) -> dict: # one question
     "What is asked, and what the rewards need to know."
     mode = asked_as(config, mode)

@@ -11,15 +11,14 @@ score that the model writes stands the *expected* score, the mean over the proba
 
 # %% auto #0
 __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor', 'by_pil', 'read_policy', 'read_onnx_tower',
-           'tensor_hash', 'MemoTower', 'remember', 'beginnings', 'photos_of', 'only_photos', 'memory_of',
-           'SharedPrompts', 'share_prompts', 'plain_attention', 'build_tokenizer', 'NanoSettings', 'nano_config',
-           'Student', 'build_nano', 'tiny_student', 'standardise', 'question_text', 'encode', 'lengthen', 'reread',
-           'end_tokens', 'read_generation', 'ScoreNext', 'score_spelling', 'spelt_chances', 'score_place',
-           'expect_spelt', 'generate_batch', 'drawing', 'generate', 'no_bars', 'save_student', 'plain_generation',
-           'check_opening', 'load_student', 'best_device', 'load_to_rate', 'release']
+           'build_tokenizer', 'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise',
+           'question_text', 'encode', 'lengthen', 'reread', 'end_tokens', 'read_generation', 'ScoreNext',
+           'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'drawing', 'generate',
+           'no_bars', 'save_student', 'plain_generation', 'check_opening', 'load_student', 'best_device',
+           'load_to_rate', 'release']
 
-# %% ../nbs/06_model.ipynb #1924827d
-import hashlib, json
+# %% ../nbs/06_model.ipynb #f5b2dd91
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from threading import RLock
 
-import psutil
 import torch
 from fastcore.basics import chunked
 from PIL import Image
@@ -35,17 +33,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoModelForImageTextToText, AutoProcessor, BitImageProcessorPil, Dinov2Config, Dinov2Model,
-                          GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, LogitsProcessor,
-                          LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config)
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
+                          GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor,
+                          LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config)
 from transformers.utils import logging
 
-from .fast import (SCORES, Generation, as_source, asked_as, check_policy, checkpoint, expect, expect_level,
-                          fast_bf16, level_token_ids, policy_of, reads_levels, rename_attention, score_next,
-                          score_token_ids, verdict_of)
-from .processes import in_parts, place
+from .decode import (SCORES, Generation, asked_as, expect, expect_level, level_token_ids, reads_levels,
+                            score_next, score_token_ids, verdict_of)
+from .fast import as_source, check_policy, checkpoint, policy_of, rename_attention
 from .scale import QPonderError, check_range
+from .share import memory_of, plain_attention, remember
 from .trace import Trace, messages, parse, render, student_prompt
 
 # %% ../nbs/06_model.ipynb #92fa7e62
@@ -108,147 +104,6 @@ def read_onnx_tower(
     loose = [v for k, v in tensors.items() if k.startswith('onnx::') and v.ndim == 3]
     state['embeddings.position_embeddings'] = torch.cat(sorted(loose, key=lambda v: v.shape[1]), 1)
     return state | {'embeddings.mask_token': torch.zeros(1, loose[0].shape[-1])}
-
-# %% ../nbs/06_model.ipynb #46377e06
-def tensor_hash(
-    values: torch.Tensor, # anything with at least one dimension
-) -> bytes: # 16 of them
-    "Equal for equal tensors of one type."
-    raw = values.detach().contiguous().view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(raw.tobytes(), digest_size=16).digest()
-
-# %% ../nbs/06_model.ipynb #6a972b80
-class MemoTower(Dinov2Model):
-    "A frozen DINOv2 that caches its features of each photo; `load_state_dict` empties the cache."
-    memo_size = 64 # photos remembered, about 0.8 MB each at 224 px with four layers tapped
-    memo_room = 4e9 # bytes that they may take
-
-    def _load_from_state_dict(self, *args):
-        self.memo = {}
-        super()._load_from_state_dict(*args)
-
-    def see(self, pixels: torch.Tensor, layers: list[int], **kwargs) -> torch.Tensor:
-        "The tapped `layers` of each photo, (photos, layers, tokens, width)."
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=fast_bf16()):
-            hidden = super().forward(pixels, output_hidden_states=layers, **kwargs).hidden_states
-        return torch.stack([hidden[i] for i in layers], 1).to(torch.bfloat16)
-
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states=None, **kwargs):
-        "Stock outputs, with the hidden states taken from the cache where this photo has been seen."
-        if not isinstance(output_hidden_states, list) or any(p.requires_grad for p in self.parameters()):
-            return super().forward(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
-        memo, layers = self.__dict__.setdefault('memo', {}), output_hidden_states
-        keys = [(tensor_hash(p), *layers) for p in pixel_values]
-        new = {k: i for i, k in enumerate(keys) if k not in memo}
-        found = {k: memo[k] for k in keys if k in memo}
-        if new: found |= zip(new, self.see(pixel_values[list(new.values())], layers, **kwargs))
-        for k in new: memo[k] = found[k]
-        taps = torch.stack([found[k] for k in keys])
-        most = min(self.memo_size, int(self.memo_room // taps[0].nbytes))
-        while len(memo) > most: memo.pop(next(iter(memo)))
-        taps = taps.to(self.dtype)
-        hidden = [taps[:, layers.index(i)] if i in layers else None for i in range(max(layers) + 1)]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden[-1], hidden_states=tuple(hidden))
-
-# %% ../nbs/06_model.ipynb #4157e7d9
-def remember(
-    model: object, # a student's model
-    photos: int, # how many photos to remember, as far as half of the free memory holds them
-):
-    "`model` with a `MemoTower` that remembers `photos`, if its tower is a frozen DINOv2 in one piece; else unchanged."
-    tower = getattr(getattr(model, 'model', None), 'vision_tower', None)
-    if not isinstance(tower, Dinov2Model) or in_parts(): return model
-    memo = MemoTower(tower.config).to(tower.dtype)
-    memo.load_state_dict(tower.state_dict())
-    memo.memo_size, memo.memo_room = photos, psutil.virtual_memory().available / 2 / place().local
-    model.model.vision_tower = memo.to(tower.device).train(tower.training).requires_grad_(False)
-    return model
-
-# %% ../nbs/06_model.ipynb #aa325292
-def beginnings(
-    photos: Sequence[torch.Tensor] | None, # of each row; None: nothing is seen
-    ids: torch.Tensor, # (rows, tokens)
-    mask: torch.Tensor | None = None, # (rows, tokens), attention mask; None: all ones
-    image: int = -1, # the token that stands for a photo; all of them must lie in the beginnings
-) -> tuple[torch.Tensor, torch.Tensor, int] | None: # a row of each kind, kind of each row, tokens; None: none alike
-    "Rows that begin with the same question about the same photo."
-    if photos is None or len(photos) != len(ids): return None
-    keys = [tensor_hash(p) for p in photos]
-    kinds = list(dict.fromkeys(keys))
-    first, kind = (torch.tensor(i, device=ids.device) for i in ([*map(keys.index, kinds)], [*map(kinds.index, keys)]))
-    same = torch.stack([(rows == rows[first][kind]).all(0) for rows in (ids, mask) if rows is not None])
-    length = int(same.all(0).long().cumprod(0).sum())
-    shared = len(kinds) < len(ids) and length > 0 and not (ids[:, length:] == image).any()
-    return (first, kind, length) if shared else None
-
-# %% ../nbs/06_model.ipynb #b6a8b4b8
-def photos_of(
-    sight: dict, # pixel_values, or mm_encoder_outputs: since 5.24 transformers looks at photos before it generates
-) -> Sequence[torch.Tensor] | None: # one for each photo; None: there are none
-    "The photos, in whichever form they came."
-    encoded = sight.get('mm_encoder_outputs')
-    return encoded['image'].pooler_output if encoded else sight.get('pixel_values')
-
-# %% ../nbs/06_model.ipynb #615b3da7
-def only_photos(
-    sight: dict, # as for `photos_of`, with photos
-    rows: torch.Tensor, # which of them
-) -> dict: # in the form in which they came
-    "Some of the photos, for the stock model."
-    if 'pixel_values' in sight: return {'pixel_values': sight['pixel_values'][rows]}
-    image = sight['mm_encoder_outputs']['image']
-    return {'mm_encoder_outputs': {'image': type(image)(pooler_output=[image.pooler_output[i] for i in rows])}}
-
-# %% ../nbs/06_model.ipynb #a5eecf61
-def memory_of(
-    output: dict, # of a transformers model, or of its `generate`
-) -> dict[str, object]: # its key-value cache under the name by which the model takes it: renamed in transformers 5.24
-    "The key-value cache in a model's output."
-    return {k: v for k, v in output.items() if k in ('cache', 'past_key_values')}
-
-# %% ../nbs/06_model.ipynb #f902d468
-class SharedPrompts(LlavaModel):
-    "A stock LLaVA that reads a prompt once, however many rows of a batch begin with it."
-
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
-        "Stock outputs, without the work that rows have in common."
-        sight = {k: v for k in ('pixel_values', 'mm_encoder_outputs') if (v := kwargs.pop(k, None)) is not None}
-        rows = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        forgets = self.training and self.language_model.gradient_checkpointing # then keys and values are not kept
-        photos = None if forgets else photos_of(sight)
-        shared = beginnings(photos, input_ids, attention_mask, self.config.image_token_id)
-        if not shared: return super().forward(**rows, **sight, **kwargs)
-        first, kind, length = shared
-        part = lambda i, at: {k: v if v is None else v.expand(len(input_ids), -1)[i, at] for k, v in rows.items()}
-        once = part(first, slice(length)) | only_photos(sight, first)
-        start = super().forward(**once, **kwargs | {'use_cache': True})
-        memory = memory_of(start)
-        for cache in memory.values(): cache.reorder_cache(kind)
-        hidden = [start.last_hidden_state.index_select(0, kind)]
-        if length < input_ids.shape[1]:
-            rest = part(slice(None), slice(length, None)) | {'attention_mask': attention_mask}
-            hidden.append(super().forward(**rest, **kwargs | memory).last_hidden_state)
-        return LlavaModelOutputWithPast(last_hidden_state=torch.cat(hidden, 1), **memory)
-
-# %% ../nbs/06_model.ipynb #fa3b610d
-def share_prompts(
-    model: object, # a student's model
-):
-    "`model` with `SharedPrompts` in its middle when it is a LLaVA in one piece, on its weights; else unchanged."
-    if not isinstance(getattr(model, 'model', None), LlavaModel) or in_parts(): return model
-    with torch.device('meta'): shared = SharedPrompts(model.config)
-    for name, part in model.model.named_children(): setattr(shared, name, part)
-    model.model = shared.train(model.training)
-    return model
-
-# %% ../nbs/06_model.ipynb #0bd45151
-def plain_attention(
-    model: object, # a student's model
-):
-    "`model` with unfused attention in its language part when it is a LLaVA; else `model` unchanged."
-    if isinstance(getattr(model, 'model', None), LlavaModel):
-        model.set_attn_implementation({'text_config': 'eager', 'vision_config': 'sdpa'})
-    return model
 
 # %% ../nbs/06_model.ipynb #4732ba4a
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
@@ -448,7 +303,7 @@ def read_generation(
 
 # %% ../nbs/06_model.ipynb #41000130
 class ScoreNext(LogitsProcessor):
-    "`fast.score_next` for the stock `generate`."
+    "`decode.score_next` for the stock `generate`."
     def __init__(self,
         tokenizer: object, # any tokenizer
     ): self.vocab, self.scores = tokenizer.get_vocab(), list(score_token_ids(tokenizer).values())

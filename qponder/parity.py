@@ -26,7 +26,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .fast import Generation, asked_as
+from .decode import Generation, asked_as
 from .metrics import srcc
 from .model import best_device, generate, load_to_rate, question_text
 from .photo import open_image

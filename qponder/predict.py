@@ -18,14 +18,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .claims import claims
 from .distill import _open, _rows
-from .measure import Calibration
+from .faults import Calibration
 from .photo import ImageError
 from .reward import RewardSettings, reward
 from .scale import HIGH, LOW, QPonderError
 from .store import load_lines, load_settled, rewrite, write_records
 from .teacher import photo_faults
-from .trace import claims, parse
+from .trace import parse
 
 # %% ../nbs/09b_predict.ipynb #770e1580
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def read_predictions(
 # %% ../nbs/09b_predict.ipynb #0037a2ce
 def _read_answer(
     base: dict[str, Any], # what is known before: model, path, split, score, mos
-    answer: Any, # with `text`, `finished` and `expected`, as `fast.Generation`
+    answer: Any, # with `text`, `finished` and `expected`, as `decode.Generation`
     faults: dict[str, int], # measured or known of the photo
     settings: RewardSettings, # as in training
 ) -> Prediction:

@@ -26,10 +26,12 @@ import numpy as np
 from fastcore.basics import chunked, patch
 from PIL import Image
 
-from .fast import SCORES, Generation, answer, checkpoint, fit, is_nano, load_nano, policy_of
+from .claims import claims
+from .decode import SCORES, Generation, answer
+from .fast import checkpoint, fit, is_nano, load_nano, policy_of
 from .photo import Photo, img_html, open_image, open_photo
 from .scale import HIGH, LOW, QPonderError, level, level_bounds
-from .trace import claims, parse
+from .trace import parse
 
 # %% ../nbs/11_rate.ipynb #07e0905d
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _repr_html_(self: Rating) -> str:
 # %% ../nbs/11_rate.ipynb #397d2bd0
 def standing(
     score: float, # 1-5
-    population: Sequence[float], # percentiles of `fast.SCORES`, as `sft.population` gives them
+    population: Sequence[float], # percentiles of `decode.SCORES`, as `sft.population` gives them
 ) -> float: # in [0,1]
     "The share of the training photos that people rated lower"
     return round(float(np.interp(score, SCORES, population)), 3)
@@ -100,8 +102,8 @@ def word_of(
 
 # %% ../nbs/11_rate.ipynb #2a40e0a6
 def read_rating(
-    answer: Generation, # as `fast.answer` gives it
-    population: Sequence[float] | None = None, # percentiles of `fast.SCORES` among the training photos
+    answer: Generation, # as `decode.answer` gives it
+    population: Sequence[float] | None = None, # percentiles of `decode.SCORES` among the training photos
     **known: object, # the other fields of `Rating`: path, model, policy, thumbnail
 ) -> Rating:
     "What an answer says, without a guess"

@@ -42,7 +42,8 @@ from .kernels import Kernel, accuracy_reward, format_reward, kernel
 from .processes import of_all
 from .rank import Rank, alone_share, rank_rewards
 from .scale import QPonderError, check_range
-from .trace import FAULTS, Parsed, claims, parse, strip_numbers
+from .claims import FAULTS, claims
+from .trace import Parsed, parse, strip_numbers
 
 # %% ../nbs/07e_reward.ipynb #ced59ba4
 PARTS = ('format', 'accuracy', 'consistency', 'damage', 'rank', 'length', 'repeats', 'own')

@@ -31,11 +31,12 @@ from sklearn.linear_model import Ridge
 from torch import nn
 from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .claims import FAULTS
 from .degrade import DEGRADATIONS, random_damage
-from .model import ImagePolicy, Student, fast_bf16, image_processor
+from .fast import fast_bf16
+from .model import ImagePolicy, Student, image_processor
 from .scale import QPonderError, check_range, percentile
 from .sft import JsonlLog, go_on_from, open_rows
-from .trace import FAULTS
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
 def pooled(

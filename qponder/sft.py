@@ -36,19 +36,21 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
+from .claims import FAULTS, FINE
+from .decode import SCORES, Verdict, expected_score, level_token_ids, score_token_ids, verdict_of, verdict_place
 from .degrade import spoil
-from .fast import (SCORES, Verdict, expected_score, fast_bf16, keep_memory, level_token_ids, score_token_ids,
-                          verdict_of, verdict_place)
+from .fast import fast_bf16, keep_memory
 from .filters import Record
-from .model import Student, generate, no_bars, remember, save_student
+from .model import Student, generate, no_bars, save_student
 from .objectives import (Objective, check_objective, fidelity_loss, label_divergence, level_trace, mixed,
                                 one_hot, prompts_of, soft_label)
 from .own import own_words
 from .photo import open_image, photo_view
 from .processes import is_first, of_all, place, shared
 from .scale import HIGH, LOW, QPonderError, check_range, percentile
+from .share import remember
 from .store import read_rows
-from .trace import FAULTS, FINE, Trace, messages, opening, parse, render, student_prompt
+from .trace import Trace, messages, opening, parse, render, student_prompt
 
 # %% ../nbs/08_sft.ipynb #7bafb9ad
 def open_rows(
@@ -446,7 +448,7 @@ def sft_config(
 # %% ../nbs/08_sft.ipynb #fa81c6f0
 def population(
     records: Sequence[Record], # what is learned
-) -> list[float]: # of each of `fast.SCORES`, in [0,1]
+) -> list[float]: # of each of `decode.SCORES`, in [0,1]
     "Percentiles of the scores among the human scores of the training photos; spoiled copies do not count."
     human = [r.target for r in records if not r.damage] or [r.target for r in records]
     return percentile(SCORES, human).round(4).tolist()

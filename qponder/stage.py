@@ -143,9 +143,9 @@ class Run:
         if common.teacher == 'served':
             from qponder.served import ServedTeacher
             return ServedTeacher(stages['served'], common.seed)
-        from qponder.distill import DistillSettings, check_heeds
+        from qponder.distill import check_heeds
         from qponder.teacher import MeasuredTeacher
-        return check_heeds(MeasuredTeacher(seed=common.seed), stages.get('distill', DistillSettings()))
+        return check_heeds(MeasuredTeacher(seed=common.seed), stages['distill'])
 
     @property
     def judge(self) -> Callable[[Any], str] | None: # for `qponder.grpo.grpo`; None unless the reward asks for one

@@ -17,21 +17,14 @@ from PIL import Image
 
 import qponder.distill as module
 from qponder import store
+from qponder.claims import ASPECTS, FAULTS, FINE, claims
 from qponder.distill import Unanswered, distill, keep_table
-from qponder.filters import (
-    FILTERS,
-    FORBIDDEN,
-    DistillSettings,
-    Record,
-    apply_filters,
-    forbidden_kind,
-    load_records,
-    repeated,
-)
+from qponder.filters import (FILTERS, FORBIDDEN, DistillSettings, Record, apply_filters, forbidden_kind, load_records,
+                             repeated)
 from qponder.marks import Marks, judge_prompt, read_marks
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
-from qponder.trace import ASPECTS, FAULTS, FINE, Trace, claims, parse, render, strip_numbers, well_formed
+from qponder.trace import Trace, parse, render, strip_numbers, well_formed
 
 graded = [(name, degree) for name in FAULTS for degree in (1, 2, 3)]
 one_per_aspect = st.fixed_dictionaries({a: st.none() | st.sampled_from([g for g in graded if FAULTS[g[0]].aspect == a])

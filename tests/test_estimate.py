@@ -8,7 +8,8 @@ import pytest
 from qponder.adapt import limit_pixels
 from qponder.audit import promised
 from qponder.cli import PLAN, main
-from qponder.estimate import GPUS, MARKS, Plan, estimate, find_size, held, learning, photo_tokens, span
+from qponder.cost import GPUS, Plan, find_size, held, learning, photo_tokens
+from qponder.estimate import MARKS, estimate, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
 from qponder.scale import QPonderError
@@ -74,7 +75,7 @@ def test_an_adapter_of_rank_one_is_what_peft_makes(seven):
     from peft import get_peft_model
 
     from qponder.adapt import StudentSettings, adapter_config
-    from qponder.estimate import QWEN, hollow
+    from qponder.cost import QWEN, hollow
     model = hollow(QWEN['7B'])
     made = get_peft_model(model, adapter_config(model, StudentSettings(lora_rank=1)))
     assert made.num_parameters(only_trainable=True) == seven.lora == learning(seven, 1)

@@ -13,9 +13,10 @@ from PIL import Image
 from scipy import stats
 
 import qponder.baselines as page
-from qponder.baselines import bell, brisque_features, brisque_scores, brisque_svr, constant, measured_ridge, score_with
-from qponder.evaluate import (Fitted, baselines, chain, compare, evaluate, fit_on, grounding, metrics, spread, swapped,
-                              tabulate, whole)
+from qponder.baselines import (baselines, bell, brisque_features, brisque_scores, brisque_svr, constant,
+                               measured_ridge, score_with)
+from qponder.evaluate import (Fitted, chain, compare, evaluate, fit_on, grounding, metrics, spread, swapped, tabulate,
+                              whole)
 from qponder.metrics import (Interval, Logistic4, _interval, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc,
                              rmse, srcc)
 from qponder.photo import ImageError

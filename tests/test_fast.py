@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from qponder import fast
 from qponder.cli import main
-from qponder.fast import answer, checkpoint, is_nano, load_nano
+from qponder.decode import answer
+from qponder.fast import checkpoint, is_nano, load_nano
 from qponder.model import Student, generate, load_student, release, save_student, tiny_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.rate import Rater

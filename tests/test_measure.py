@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from qponder.claims import ASPECTS, FAULTS
 from qponder.data import load_sample
 from qponder.degrade import DEGRADATIONS, SIDE, degrade, ladder, pixels
-from qponder.measure import (EXPLAINS, MEASURES, PROOF, Calibration, Measures, Rule, aspect_degrees, banding, blocking,
-                             calibrate, cast, colourfulness, contrast, default_calibration, degrees, features, grain,
-                             highlights, luma, measure, measured_ladders, noise, pixelation, sharpness, specks, tiles,
-                             working)
+from qponder.faults import (EXPLAINS, PROOF, Calibration, Rule, aspect_degrees, calibrate, default_calibration,
+                            degrees, features, measured_ladders)
+from qponder.measure import (MEASURES, Measures, banding, blocking, cast, colourfulness, contrast, grain, highlights,
+                             luma, measure, noise, pixelation, sharpness, specks, tiles, working)
 from qponder.photo import open_image, pristine
 from qponder.scale import QPonderError
-from qponder.trace import ASPECTS, FAULTS
 
 
 @pytest.fixture(scope='module')

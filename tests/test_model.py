@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from qponder.fast import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
-from qponder.model import (ImagePolicy, MemoTower, Student, encode, generate, load_student, memory_of,
-                           read_onnx_tower, release, remember, reread, save_student, share_prompts, tiny_student)
+from qponder.decode import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
+from qponder.model import (ImagePolicy, Student, encode, generate, load_student, read_onnx_tower, release, reread,
+                           save_student, tiny_student)
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.scale import QPonderError
+from qponder.share import MemoTower, memory_of, remember, share_prompts
 from qponder.tiny import tiny_vlm
 
 

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qponder import sft
+from qponder.claims import claims
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.fast import answer, asked_as, load_nano, reads_levels, verdict_of, verdict_place
+from qponder.decode import answer, asked_as, reads_levels, verdict_of, verdict_place
+from qponder.fast import load_nano
 from qponder.filters import Record
 from qponder.model import generate, load_student, save_student, tiny_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
@@ -30,7 +32,7 @@ from qponder.sft import SFTSettings, cold_start, sft_rows
 from qponder.stage import Run
 from qponder.store import read_rows
 from qponder.tiny import KINDS, tiny_vlm
-from qponder.trace import LEVEL, REASON, SCORE_ONLY, claims, parse, render, well_formed
+from qponder.trace import LEVEL, REASON, SCORE_ONLY, parse, render, well_formed
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDED = [o for o in get_args(Objective) if o != 'trace']

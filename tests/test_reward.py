@@ -11,8 +11,8 @@ from PIL import Image
 from hypothesis import given, strategies as st
 
 from qponder import readers
-from qponder.consistency import (Answer, all_right, aspect_agreement, care, consistency, gated, level_agreement,
-                                 overlap)
+from qponder.claims import ASPECTS, FAULTS, FINE, Claims, claims
+from qponder.consistency import Answer, all_right, aspect_agreement, care, consistency, gated, level_agreement, overlap
 from qponder.guards import certainty, length_guard, repeats_guard
 from qponder.kernels import accuracy_reward, format_reward, kernel
 from qponder.rank import alone_share, rank_rewards
@@ -21,7 +21,7 @@ from qponder.reward import PARTS, RewardParts, RewardSettings, add_up, check_nee
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.served import ServedSettings, ServedTeacher
 from qponder.tiny import tiny_vlm
-from qponder.trace import ASPECTS, FAULTS, FINE, Claims, Trace, claims, render
+from qponder.trace import Trace, render
 
 KINDS = 'gaussian', 'exponential', 'linear', 'threshold', 'within', 'adaptive', 'coarse'
 scores = st.integers(10, 50).map(lambda i: i / 10)

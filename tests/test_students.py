@@ -19,7 +19,7 @@ from qponder.adapt import StudentSettings, adapter_config, check_saved, load_tra
 from qponder.audit import audit, photo_size
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.fast import SCORES
+from qponder.decode import SCORES
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,

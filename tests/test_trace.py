@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qponder.chinese import GLOSSARY, chinese, gloss, is_chinese, units
+from qponder.claims import ASPECTS, FAULTS, FINE, claims
 from qponder.expert import EXPERT, OUTLINES, damage_words, expert_prompt, fill, words_asked
 from qponder.scale import HIGH, LEVELS, LOW, level, level_bounds
-from qponder.trace import (ASPECTS, CHOICES, FAULTS, FINE, REASON, SCORE_ONLY, Parsed, Preference, Status, Trace,
-                           claims, parse, parse_preference, prompt_hash, render, render_preference, show_score,
-                           strip_numbers, student_prompt, well_formed)
+from qponder.trace import (CHOICES, REASON, SCORE_ONLY, Parsed, Preference, Status, Trace, parse, parse_preference,
+                           prompt_hash, render, render_preference, show_score, strip_numbers, student_prompt,
+                           well_formed)
 
 TAG = re.compile(r'<\s*/?\s*(think|answer)\s*>', re.IGNORECASE)
 scores = st.integers(100, 500).map(lambda i: i / 100)

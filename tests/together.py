@@ -10,11 +10,12 @@ from qponder import grpo as page
 from qponder import sft
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
-from qponder.model import load_student, tensor_hash
+from qponder.model import load_student
 from qponder.photo import pristine
 from qponder.processes import place
 from qponder.reward import RewardSettings
 from qponder.sft import SFTSettings, cold_start
+from qponder.share import tensor_hash
 from qponder.trace import Trace, render
 
 WORDS = 'excellent', 'good', 'fair', 'bad'
