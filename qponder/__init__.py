@@ -18,7 +18,7 @@ Modules:
 - `qponder.estimate`: Estimates before a run: GPU memory, tokens, hours and cost
 - `qponder.evaluate`: One table for students and baselines, made from stored predictions, and tests of whether the reasoning depends on the photo
 - `qponder.expert`: The prompts for teacher models, sentence by sentence, with the reason for each
-- `qponder.fast`: nano's forward pass and decoding in plain PyTorch, so that rating one photo need not wait for imports
+- `qponder.fast`: nano's forward pass in plain PyTorch, so that rating one photo need not wait for imports
 - `qponder.faults`: From measures to the faults that a person would mind, with thresholds found on photos with known damage
 - `qponder.filters`: What is stored of a teacher's answer, and which answers a student learns from
 - `qponder.grpo`: GRPO: the cold-started student learns from rewards for its own answers and becomes Q-Ponder, after a check of real rollouts
