@@ -38,7 +38,7 @@ def both(request, tmp_path_factory):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('qponder.model.in_parts', lambda: request.param is not gloo)
+        patch.setattr('qponder.share.in_parts', lambda: request.param is not gloo)
         train(alone)
     return alone, two
 

@@ -310,6 +310,7 @@ def test_a_photo_without_a_score_is_named_before_anybody_is_asked(tmp_path):
         work_plainly(wrong, asked(), tmp_path/'out')
 
 
+@pytest.mark.parametrize('jobs', [pytest.param('rate', marks=pytest.mark.slow), 'distill'], indirect=True)
 def test_two_workers_leave_what_none_leaves_and_death_loses_nothing(shards, cluster, jobs, tmp_path):
     (job, other, changed), out, said = jobs, tmp_path/'out', []
     assert work_plainly(shards, job, out) == 3
@@ -341,6 +342,7 @@ def test_a_worker_that_is_started_again_goes_on_with_what_it_has_spent(shards, c
     assert json.loads(account.read_text()) == dict(sent=20 * 90_000, received=20 * 10_000)
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_dear_shard_spends_what_the_others_leave(shards, cluster, expert, tmp_path):
     "The one has a question of seventeen, the other all of them; half of the money is not enough for that."
     few = parquet(tmp_path/'few.parquet', path=['1.png'], image=[small(pristine()[0], 60)], score=[1.5])
