@@ -54,4 +54,4 @@ Modules:
 - `qponder.tiny`: The large students' architectures in miniature, with random weights: to try a pipeline before a model is fetched
 - `qponder.trace`: The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it"""
 
-__version__ = "0.15.0"
+__version__ = "0.16.0"

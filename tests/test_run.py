@@ -216,6 +216,19 @@ def test_working_folder_comes_first(ini, monkeypatch):
     assert default_file().read_text(encoding='utf-8') == (ROOT/'settings.ini').read_text(encoding='utf-8')
 
 
+def test_a_file_with_nothing_but_a_preset_of_ones_own(ini, monkeypatch):
+    "It inherits from what ships; what it says of a preset that ships replaces that one; a mistake names the right file."
+    ini.write_text('[mine]\ninherits = nano\nsft_epochs = 2\n')
+    monkeypatch.chdir(ini.parent)
+    mine, nano = (read_settings(p).flat() for p in ('mine', 'nano'))
+    assert {k for k in nano if mine[k] != nano[k]} == {'sft_epochs'} and nano['data'] == 'sample'
+    ini.write_text('[nano]\ndata = my.csv\n')
+    assert (read_settings('nano').common.data, read_settings('nano').stages['reward'].width) == ('my.csv', .5)
+    ini.write_text('[DEFAULT]\nseed = 9\n')
+    assert read_settings('nano').common.seed == 9
+    refused(['settings.ini: there is no preset [huge]', 'nano'], read_settings, 'huge')
+
+
 # the file that ships
 
 def test_every_key_of_the_stages_stands_in_the_file():
