@@ -10,7 +10,7 @@ Modules:
 - `qponder.claims`: The words for faults and their degrees, and a reader that finds them in free text
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
 - `qponder.cost`: What a student takes: parameters, tokens, bytes and operations of a step, by arithmetic
-- `qponder.data`: Rated photographs: dataset cards, the sample that ships, a CSV of your own, splits, and a check for leaks
+- `qponder.data`: Rated photographs: dataset cards, the sample that ships, splits, and a check for leaks
 - `qponder.decode`: Greedy decoding for nano, and the expected score: the mean over the scores that an answer might have had
 - `qponder.degrade`: Synthetic distortions: nineteen kinds at five severities, and the fault that each of them causes
 - `qponder.distill`: A teacher answers about every rated photo and about altered copies of it; no question is asked twice
@@ -24,6 +24,7 @@ Modules:
 - `qponder.grpo`: GRPO: the cold-started student learns from rewards for its own answers and becomes Q-Ponder, after a check of real rollouts
 - `qponder.guards`: Guards against wrong length and repetition, and less weight for photos on which the student is uncertain
 - `qponder.kernels`: Rewards for one answer by itself: a kernel of its score's error, and its format
+- `qponder.losses`: What the cold start minimises: cross-entropy, with more weight for claims and terms that know the scale
 - `qponder.marks`: A second model as judge of the reasoning: what it is asked, and how its marks are read
 - `qponder.measure`: Ten low-level measures of a photo, computed from its pixels
 - `qponder.metrics`: Agreement with human scores, and a confidence interval for every figure
@@ -50,8 +51,10 @@ Modules:
 - `qponder.sheet`: One page of kept and dropped traces beside their photos, to look through before training
 - `qponder.stage`: A run folder, its stages, and the manifest that makes each of them repeatable
 - `qponder.store`: Lines of JSON that survive a kill, a full disk and two writers
+- `qponder.tables`: A CSV file of your own rated photos: every problem is listed before anything is trained
 - `qponder.teacher`: What a teacher is asked about a photo, and a teacher that writes reasoning from measurements, offline
 - `qponder.tiny`: The large students' architectures in miniature, with random weights: to try a pipeline before a model is fetched
-- `qponder.trace`: The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it"""
+- `qponder.trace`: The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it
+- `qponder.watch`: What a training writes down as it goes: its log, and how well the student ranks validation photos"""
 
 __version__ = "0.16.0"

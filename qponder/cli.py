@@ -152,9 +152,9 @@ def do_check(
     args: argparse.Namespace, # csv files, preset, settings, and what is given about columns and scale
 ) -> int: # exit code: 1 if there are problems, 2 if a file cannot be read
     "`qponder check`: which rows cannot be used, and why; a report for each file, as soon as it is there"
-    from qponder.data import check_csv
     from qponder.scale import QPonderError
     from qponder.settings import Common, build, default_file, entries
+    from qponder.tables import check_csv
     c = build(Common, '', entries(args.settings or default_file(), args.preset, given(args)))
     form = dict(low=c.low, high=c.high, higher_is_better=not c.lower_is_better, image_col=c.image_col,
                 score_col=c.score_col, std_col=c.std_col, split_col=c.split_col)

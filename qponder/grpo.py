@@ -17,7 +17,6 @@ __all__ = ['LossType', 'GRPOSettings', 'grpo_row', 'practised', 'grpo_rows', 'ch
 
 # %% ../nbs/09_grpo.ipynb #4d82b819
 import json
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,9 +48,10 @@ from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_ju
 from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_rewards
 from .scale import QPonderError, check_range
 from .served import check_address
-from .sft import JsonlLog, Validate, as_trained, asked, both_ways, go_on_from, keep_trained, restore
+from .sft import asked, both_ways, go_on_from, keep_trained, restore
 from .share import remember, share_prompts
 from .trace import parse
+from .watch import JsonlLog, Validate, as_trained
 
 # %% ../nbs/09_grpo.ipynb #fdaa170a
 LossType = Literal['grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'vespo'] # TRL's that need nothing else

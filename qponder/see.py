@@ -36,7 +36,8 @@ from .degrade import DEGRADATIONS, random_damage
 from .fast import fast_bf16
 from .model import ImagePolicy, Student, image_processor
 from .scale import QPonderError, check_range, percentile
-from .sft import JsonlLog, go_on_from, open_rows
+from .sft import go_on_from, open_rows
+from .watch import JsonlLog
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
 def pooled(

@@ -70,7 +70,8 @@ def cut_parts(
     common: Common, # shares and seed of our own cuts
 ) -> tuple[Any, Any, Any]: # training, validation and test rows
     "The parts that the data declares, and cuts of our own for those it does not; `QPonderError` for other names"
-    from qponder.data import PARTS, cut_validation, wrong_parts
+    from qponder.data import cut_validation
+    from qponder.tables import PARTS, wrong_parts
     if wrong := wrong_parts(rows['split']): raise QPonderError(f'{common.data}: {wrong[0][1]}')
     split = np.array(rows['split'], dtype=object)
     if set(split) == {None}: (train, test), val = cut_validation(rows, common.test_share, common.seed), ()
@@ -100,7 +101,7 @@ def load_parts(
     common: Common, # which data
 ) -> Parts:
     "Load the photos that the settings name, and cut them into training, validation and test"
-    from qponder.data import load_data
+    from qponder.tables import load_data
     for key in ('data',) if common.data in ('', 'sample') else ('low', 'high'):
         if getattr(common, key) in ('', None):
             raise QPonderError(f'{key} is not set: write it in settings.ini, or give --{key}')

@@ -4,7 +4,7 @@ import sys
 
 from launch import meet
 from qponder.cli import main
-from qponder.sft import Validate
+from qponder.watch import Validate
 
 look = Validate.on_step_end
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qponder.data import (
-    CARDS, DatasetCard, at_size, check_csv, cut_validation, difference_hash, keep_together, load_csv, load_data,
-    load_sample, make_rows, near_duplicates, same_size, which_changed)
+from qponder.data import (CARDS, DatasetCard, at_size, cut_validation, difference_hash, load_sample, make_rows,
+                          near_duplicates, same_size, which_changed)
 from qponder.photo import ASSETS, DataError, ImageError, open_image, pristine, to_rgb
 from qponder.scale import QPonderError
+from qponder.tables import check_csv, keep_together, load_csv, load_data
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 FORMATS = 'JPEG', 'PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM', 'JPEG2000'

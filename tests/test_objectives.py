@@ -12,7 +12,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qponder import sft
+from qponder import sft, watch
 from qponder.claims import claims
 from qponder.cli import main
 from qponder.data import load_sample
@@ -232,7 +232,7 @@ def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     how = replace(HOW, epochs=6, objective='soft+fidelity', save_every=2)
     whole, again = tiny_student(), tiny_student(seed=1)
     cold_start(whole, RECORDS, tmp_path/'whole', how, val)
-    with ctrl_c(sft.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', how, val)
+    with ctrl_c(watch.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', how, val)
     cold_start(again, RECORDS, tmp_path/'parts', how, val)
     weights = [s.model.state_dict() for s in (whole, again)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

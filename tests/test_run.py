@@ -217,7 +217,7 @@ def test_working_folder_comes_first(ini, monkeypatch):
 
 
 def test_a_file_with_nothing_but_a_preset_of_ones_own(ini, monkeypatch):
-    "It inherits from what ships; what it says of a preset that ships replaces that one; a mistake names the right file."
+    "It inherits from what ships; what it says of a preset that ships replaces that one; a mistake names its file."
     ini.write_text('[mine]\ninherits = nano\nsft_epochs = 2\n')
     monkeypatch.chdir(ini.parent)
     mine, nano = (read_settings(p).flat() for p in ('mine', 'nano'))
@@ -727,10 +727,10 @@ def said_by_students(folder):
 
 
 def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, monkeypatch, capsys):
-    from qponder import distill, predict, sft
+    from qponder import distill, predict, watch
     assert main(['run', '--name', 'whole']) == 0
-    stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(sft, 'validation', 2, KeyboardInterrupt()),
-             fails(sft, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
+    stops = (fails(distill, 'ask', 3, KeyboardInterrupt()), fails(watch, 'validation', 2, KeyboardInterrupt()),
+             fails(watch, 'validation', 2, OSError(errno.ENOSPC, 'No space left on device')),
              fails(predict, 'write_records', 10, KeyboardInterrupt()))
     for stage, code, stop in zip(('distill', 'cold-start', 'grpo', 'evaluate'), (130, 130, 2, 130), stops):
         with monkeypatch.context() as patch:

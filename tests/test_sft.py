@@ -10,7 +10,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from qponder import sft
+from qponder import losses, sft, watch
 from qponder.adapt import StudentSettings
 from qponder.filters import Record
 from qponder.model import tiny_student
@@ -40,7 +40,7 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_only_the_answer_is_learned(tmp_path, monkeypatch):
-    seen, real = [], sft.trace_loss
+    seen, real = [], losses.trace_loss
     monkeypatch.setattr(sft, 'trace_loss', lambda out, labels, **kw: seen.append(labels) or real(out, labels, **kw))
     tiny = tiny_student()
     cold_start(tiny, RECORDS[:1], tmp_path, SFTSettings(epochs=1, score_only_every=0))
@@ -59,7 +59,7 @@ def test_a_step_runs_the_model_once(tmp_path):
 def test_the_first_loss_is_that_of_trls_own_argument(tmp_path):
     cold_start(tiny_student(), RECORDS, tmp_path/'ours', HOW)
     tiny = tiny_student()
-    loss = partial(sft.trace_loss, **sft.loss_terms(tiny.processor.tokenizer, RECORDS, HOW))
+    loss = partial(losses.trace_loss, **sft.loss_terms(tiny.processor.tokenizer, RECORDS, HOW))
     stock = SFTTrainer(tiny.model, args=sft.sft_config(tmp_path, HOW), train_dataset=sft.sft_rows(RECORDS, 0),
                        processing_class=tiny.processor, compute_loss_func=loss)
     stock.train()
@@ -87,10 +87,10 @@ def test_a_spoiled_copy_teaches_its_words_and_neither_score_nor_end():
     assert row == '<think>Overall the quality is excellent.</think>\n'
     labels = torch.tensor([[-100, *words(row, add_special_tokens=False)['input_ids'], words.eos_token_id]])
     logits = torch.randn(*labels.shape, len(words), requires_grad=True, generator=torch.Generator().manual_seed(0))
-    loss = sft.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, how))
-    plain = sft.trace_loss(NS(logits=logits[:, :-1]), labels[:, :-1], **sft.loss_terms(words, RECORDS, how))
+    loss = losses.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, how))
+    plain = losses.trace_loss(NS(logits=logits[:, :-1]), labels[:, :-1], **sft.loss_terms(words, RECORDS, how))
     assert loss.item() == pytest.approx(plain.item()) and not torch.autograd.grad(loss, logits)[0][0, -2].any()
-    taught = sft.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, HOW))
+    taught = losses.trace_loss(NS(logits=logits), labels, **sft.loss_terms(words, RECORDS, HOW))
     assert torch.autograd.grad(taught, logits)[0][0, -2].any()
 
 
@@ -110,7 +110,7 @@ def test_the_tower_stays_frozen_and_the_rest_learns(tmp_path):
 def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
     whole = tiny_student()
     cold_start(whole, RECORDS, tmp_path/'whole', HOW, VAL)
-    with ctrl_c(sft.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', HOW, VAL)
+    with ctrl_c(watch.Validate, 'on_step_end', 5): cold_start(tiny_student(), RECORDS, tmp_path/'parts', HOW, VAL)
     again = tiny_student(seed=1)
     cold_start(again, RECORDS, tmp_path/'parts', HOW, VAL)
     assert same(weights(whole), weights(again))

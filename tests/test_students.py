@@ -13,7 +13,7 @@ from launch import ENV, ROOT, fsdp, zero3
 from safetensors.torch import load_file
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from qponder import adapt, sft
+from qponder import adapt, sft, watch
 from qponder import grpo as page
 from qponder.adapt import StudentSettings, adapter_config, check_saved, load_trainee, score_chances
 from qponder.audit import audit, photo_size
@@ -436,7 +436,7 @@ def test_sft_goes_on_as_if_never_stopped(kind, how, tmp_path, monkeypatch):
     settings = replace(SFT, epochs=1.5, save_every=3)
     train = lambda name: cold_start(tiny_vlm(kind), photos, tmp_path/name, settings, how=how)
     train('whole')
-    stopped(lambda: train('parts'), sft.Validate, 'on_step_end', 3, monkeypatch)
+    stopped(lambda: train('parts'), watch.Validate, 'on_step_end', 3, monkeypatch)
     assert newest_checkpoint(tmp_path/'parts'/'checkpoints').name == 'checkpoint-3'
     train('parts')
     same_checkpoints(*(tmp_path/name/'checkpoints'/'checkpoint-6' for name in ('whole', 'parts')))
