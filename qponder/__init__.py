@@ -49,6 +49,7 @@ Modules:
 - `qponder.shards`: Rate or distill millions of photos in shards, with many workers, and do nothing twice
 - `qponder.share`: The rollouts of a photo share one encoding of the photo and of the prompt
 - `qponder.sheet`: One page of kept and dropped traces beside their photos, to look through before training
+- `qponder.spoil`: Known damage as lessons: drawn by chance, in ordered pairs, and done or undone
 - `qponder.stage`: A run folder, its stages, and the manifest that makes each of them repeatable
 - `qponder.store`: Lines of JSON that survive a kill, a full disk and two writers
 - `qponder.tables`: A CSV file of your own rated photos: every problem is listed before anything is trained

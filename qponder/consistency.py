@@ -23,8 +23,9 @@ from typing import Literal
 import numpy as np
 
 from .claims import ASPECTS, FAULTS, Claims, claims
-from .degrade import DEGRADATIONS, severity_degree
+from .degrade import DEGRADATIONS
 from .scale import level_bounds
+from .spoil import severity_degree
 
 # %% ../nbs/07b_consistency.ipynb #47c8a99e
 def level_agreement(
@@ -118,7 +119,7 @@ def all_right(
 # %% ../nbs/07b_consistency.ipynb #993d68ff
 def damage_reward(
     said: Claims, # what the reasoning claims
-    damage: str, # what was done to the photo, such as 'jpeg 3', see `degrade.spoil`
+    damage: str, # what was done to the photo, such as 'jpeg 3', see `spoil.spoil`
 ) -> float: # 0, .25 for the fault, 1 for the fault and its degree
     "Does the reasoning name what was done to the photo? (Q-Insight, with our faults and degrees)"
     name, severity = damage.split()

@@ -1,7 +1,7 @@
 """Synthetic distortions: nineteen kinds at five severities, and the fault that each of them causes
 
 Ask a person what is wrong with a photo and you get an opinion. Degrade a good photo yourself and you *know*: this copy is blurred, that one is noisy,
-this one is worse than that one. We call such a copy *spoiled*, and what was done to it its *damage*. Such labels cost nothing. They train the student, check the measures of the next page,
+this one is worse than that one. We call such a copy *spoiled*, and what was done to it its *damage*. Such labels cost nothing. They [train the student](03b_spoil.ipynb), check the measures of the next page,
 and test whether the reasoning of a finished model follows the picture or is only a pleasant text.
 
 Every degradation here is a pure function from a photo to a photo of the same size. It has five severities, as in KADID-10k, and it names
@@ -13,20 +13,18 @@ the fault (a word of the reasoning's lexicon) that a viewer should now see. Chan
 __all__ = ['SIDE', 'DEGRADATIONS', 'pixels', 'picture', 'unit', 'Degradation', 'degradation', 'degrade', 'ladder',
            'gaussian_blur', 'defocus_blur', 'motion_blur', 'downsample', 'jpeg2000', 'pixelate', 'jpeg', 'banding',
            'quantise', 'white_noise', 'speckle_noise', 'impulse_noise', 'darken', 'brighten', 'low_contrast',
-           'high_contrast', 'desaturate', 'saturate', 'colour_shift', 'severity_degree', 'random_damage', 'spoil',
-           'Pair', 'ordered_pairs', 'Counterfactual', 'counterfactual']
+           'high_contrast', 'desaturate', 'saturate', 'colour_shift']
 
-# %% ../nbs/03_degrade.ipynb #cf9b52d0
-from collections.abc import Callable, Iterator
+# %% ../nbs/03_degrade.ipynb #eecc35c6
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from random import Random
 
 import numpy as np
 from PIL import Image, ImageFilter
 from scipy import fft
 
-from .claims import ASPECTS, FAULTS
+from .claims import FAULTS
 from .scale import QPonderError
 
 # %% ../nbs/03_degrade.ipynb #127e7750
@@ -371,77 +369,3 @@ def colour_shift(
     red, blue = shift * np.cos(angle), shift * np.sin(angle)
     green = -(.299 * red + .114 * blue) / .587
     return picture(pixels(image) + np.float32([red, green, blue]))
-
-# %% ../nbs/03_degrade.ipynb #f7466f23
-def severity_degree(
-    severity: int, # 0 to 5
-) -> int: # degree of the fault: 0 none, 1 slight, 2 clear, 3 severe
-    "How strongly the reasoning should speak of a fault of this severity (our choice)"
-    return (0, 1, 1, 2, 3, 3)[severity]
-
-# %% ../nbs/03_degrade.ipynb #c0e9c312
-def random_damage(
-    rng: Random, # chooses
-    even: bool = False, # each aspect is spoiled as often as any other; else each kind of damage is done as often
-) -> str: # a degradation and its severity, such as 'jpeg 3'
-    "One way to spoil a photo, and how badly"
-    of = rng.choice(ASPECTS) if even else None
-    kinds = [name for name, d in DEGRADATIONS.items() if of in (None, FAULTS[d.fault].aspect)]
-    return f'{rng.choice(kinds)} {rng.randint(1, 5)}'
-
-# %% ../nbs/03_degrade.ipynb #57ae1e23
-def spoil(
-    image: Image.Image, # an RGB photo
-    damage: str, # a degradation and its severity, such as 'jpeg 3'; '' does nothing
-    seed: int = 0, # fixes what is left to chance
-) -> Image.Image:
-    "Apply the damage that a record names"
-    if not damage: return image
-    name, severity = damage.split()
-    return degrade(image, name, int(severity), seed)
-
-# %% ../nbs/03_degrade.ipynb #6b99e403
-@dataclass(frozen=True)
-class Pair:
-    "Two versions of one photo whose order is known"
-    better: Image.Image # the less damaged one
-    worse: Image.Image # the more damaged one
-    name: str # the degradation
-    gap: int # difference in severity, 1 to 5
-
-# %% ../nbs/03_degrade.ipynb #888f1a4e
-def ordered_pairs(
-    image: Image.Image, # an RGB photo without faults
-    name: str, # a key of `DEGRADATIONS`
-    gap: int = 1, # smallest difference in severity, 1 to 5
-    seed: int = 0, # fixes what is left to chance
-) -> Iterator[Pair]: # from the least to the most damaged
-    "All pairs of severities, 0 (the photo itself) included, that are at least `gap` apart"
-    rungs = [image, *ladder(image, name, seed)]
-    for i, better in enumerate(rungs):
-        for j in range(i + gap, len(rungs)): yield Pair(better, rungs[j], name, j - i)
-
-# %% ../nbs/03_degrade.ipynb #cce99dd0
-@dataclass(frozen=True)
-class Counterfactual:
-    "A photo before and after one known change"
-    before: Image.Image # RGB
-    after: Image.Image # RGB, same size
-    name: str # the degradation that was done or undone
-    fault: str # the fault that must appear or disappear
-    degree: int # how strong it is where it is present, 1 to 3
-    appears: bool # True when `after` is the spoilt one
-
-# %% ../nbs/03_degrade.ipynb #4c82347f
-def counterfactual(
-    image: Image.Image, # an RGB photo without this fault
-    name: str, # a key of `DEGRADATIONS`
-    severity: int = 4, # 1 to 5
-    undo: bool = False, # go from the spoilt photo to the good one
-    seed: int = 0, # fixes what is left to chance
-) -> Counterfactual:
-    "Do, or undo, one known damage (after CSS, Chen et al., CVPR 2020)"
-    if severity == 0: raise QPonderError("severity 0 changes nothing: give 1 to 5")
-    spoilt = degrade(image, name, severity, seed)
-    before, after = (spoilt, image) if undo else (image, spoilt)
-    return Counterfactual(before, after, name, DEGRADATIONS[name].fault, severity_degree(severity), not undo)

@@ -33,12 +33,12 @@ from datasets import Image as ImageColumn
 from fastcore.basics import patch
 from PIL import Image
 
-from .degrade import random_damage, spoil
 from .expert import EXPERT, LENGTHS, damage_words, expert_prompt, fill
 from .filters import FILTERS, DistillSettings, Record, _target, apply_filters, load_records
 from .marks import JUDGE, judge_prompt, read_marks
 from .photo import ImageError, open_photo, photo_view
 from .scale import LOW, QPonderError
+from .spoil import random_damage, spoil
 from .store import load_settled, rewrite, write_records
 from .teacher import MeasuredTeacher, Request, Teacher, image_sha, known_faults, photo_faults
 from .trace import Prompt, Trace, prompt_hash

@@ -34,7 +34,7 @@ class Record:
     id: str = '' # fingerprint of the question: photo, prompt, teacher, seed, score told, toning
     path: str = '' # the photo
     view: int = 0 # which view of it, see `photo.photo_view`
-    damage: str = '' # done to it when it is opened, such as 'jpeg 3', see `degrade.spoil`
+    damage: str = '' # done to it when it is opened, such as 'jpeg 3', see `spoil.spoil`
     image_sha: str = '' # its pixels; '' when it could not be read
     name: str = '' # its dataset
     score: float | None = None # human score on 1-5, lowered for a damage

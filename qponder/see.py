@@ -32,11 +32,12 @@ from torch import nn
 from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .claims import FAULTS
-from .degrade import DEGRADATIONS, random_damage
+from .degrade import DEGRADATIONS
 from .fast import fast_bf16
 from .model import ImagePolicy, Student, image_processor
 from .scale import QPonderError, check_range, percentile
 from .sft import go_on_from, open_rows
+from .spoil import random_damage
 from .watch import JsonlLog
 
 # %% ../nbs/08b_see.ipynb #b46ee1da

@@ -32,7 +32,6 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .adapt import StudentSettings, adapter_config, save_trained, set_tower
 from .audit import audit
 from .decode import SCORES, level_token_ids, score_token_ids, verdict_of
-from .degrade import spoil
 from .fast import fast_bf16, keep_memory
 from .filters import Record
 from .losses import claim_phrases, trace_loss, word_loss
@@ -43,6 +42,7 @@ from .photo import open_image, photo_view
 from .processes import is_first, place, shared
 from .scale import QPonderError, check_range, percentile
 from .share import remember
+from .spoil import spoil
 from .trace import Trace, messages, opening, render, student_prompt
 from .watch import JsonlLog, Validate
 

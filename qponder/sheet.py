@@ -17,13 +17,13 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from .degrade import spoil
 from .distill import keep_table
 from .filters import Record, load_records
 from .marks import read_marks
 from .photo import ImageError, img_html, open_image, photo_view
 from .report import save_page, table
 from .scale import QPonderError
+from .spoil import spoil
 
 # %% ../nbs/12a_sheet.ipynb #826d2127
 def choose(

@@ -22,11 +22,12 @@ from typing import Protocol
 from PIL import Image
 
 from .claims import ASPECTS, FAULTS, FINE
-from .degrade import DEGRADATIONS, severity_degree
+from .degrade import DEGRADATIONS
 from .expert import EXPERT
 from .faults import Calibration, default_calibration, degrees
 from .measure import measure
 from .scale import level
+from .spoil import severity_degree
 from .trace import Trace, render
 
 # %% ../nbs/04a_teacher.ipynb #935982a6

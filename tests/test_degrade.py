@@ -10,10 +10,10 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from qponder.claims import FAULTS
-from qponder.degrade import (DEGRADATIONS, Degradation, counterfactual, degradation, degrade, ladder, ordered_pairs,
-                             picture, pixels, severity_degree, unit)
+from qponder.degrade import DEGRADATIONS, Degradation, degradation, degrade, ladder, picture, pixels, unit
 from qponder.photo import open_image, pristine
 from qponder.scale import QPonderError
+from qponder.spoil import counterfactual, ordered_pairs, severity_degree
 
 NAMES = sorted(DEGRADATIONS)
 severities, names = st.integers(1, 5), st.sampled_from(NAMES)
