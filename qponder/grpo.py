@@ -59,7 +59,7 @@ LossType = Literal['grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'vespo'] 
 # %% ../nbs/09_grpo.ipynb #04eb7c04
 @dataclass(frozen=True)
 class GRPOSettings:
-    "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
+    "How GRPO is run. Defaults are nano's and our own choice; we know of none of the paper's."
     steps: int = 40 # updates; 0: the run ends with the cold start
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
