@@ -256,7 +256,7 @@ def _verdict(
 def claims(
     reasoning: str, # text of a think block; numbers are taken out first
 ) -> Claims: # only what the text says; empty for a text without known words
-    "Read level, degrees, faults and main fault out of a reasoning (our reconstruction; the paper publishes no reader)"
+    "Read level, degrees, faults and main fault out of a reasoning (our reconstruction)"
     degrees, faults, main, verdict = {}, {}, None, None
     for words in _sentences(gloss(strip_numbers(reasoning))):
         verdict = _verdict(words) if set(words) & _VERDICT and set(words) & set(LEVELS) else verdict

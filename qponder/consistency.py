@@ -1,8 +1,8 @@
 """Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
 
 A student that is paid for its score alone has no reason to keep its reasoning true, so the reasoning is paid for as
-well. The paper says that its reward serves consistency; how it is computed is not public, and what stands here is **our
-reconstruction**, beside two gates and a reward for known damage from published work.
+well. The abstract of the paper says that its reward serves consistency; how it is computed we have not read, and what stands here
+is **our reconstruction**, beside two gates and a reward for known damage from published work.
 
 Measuring and paying are kept apart. A *reader* measures how far a reasoning agrees, from 0 to 1: the rules of this page, or one of
 the [readers](07c_readers.ipynb) of the next. A *gate* decides how much of that is paid, for without accuracy agreement is

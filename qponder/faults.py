@@ -1,7 +1,8 @@
 """From measures to the faults that a person would mind, with thresholds found on photos with known damage
 
 A [measure](03a_measure.ipynb) of .31 says nothing to anybody. This page turns measures into the faults and degrees that [reasoning speaks of](01a_claims.ipynb).
-The thresholds come from photos that were degraded on purpose, not from human scores, so they can judge what a model says.
+The thresholds come from photos that were degraded on purpose and, where a slight fault begins, from how the measures spread over the training photos.
+No human score is used, so they can judge what a model says.
 
 Such measures do not know what is in the photo. A black cat on coal measures as underexposed, fog as flat. They are evidence; the human score decides."""
 

@@ -59,7 +59,7 @@ LossType = Literal['grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo', 'sapo', 'vespo'] 
 # %% ../nbs/09_grpo.ipynb #04eb7c04
 @dataclass(frozen=True)
 class GRPOSettings:
-    "How GRPO is run. Defaults are nano's; the paper publishes none, so they are our reconstruction."
+    "How GRPO is run. Defaults are nano's and our own choice; we know of none of the paper's."
     steps: int = 40 # updates; 0: the run ends with the cold start
     group_size: int = 8 # rollouts per photo (G)
     prompts_per_step: int = 16 # photos per update
@@ -71,7 +71,7 @@ class GRPOSettings:
     score_only_every: int = 0 # ask for a bare score about each n-th photo too; 0: never
     beta: float = 0. # weight of the KL term that holds the student near the cold start; 0: no reference model
     temperature: float = .7 # of the rollouts; at 1 a small student writes unreadable answers
-    loss_type: LossType = 'dr_grpo' # as TRL names them; dr_grpo does not favour short answers
+    loss_type: LossType = 'dr_grpo' # as TRL names them; dr_grpo weighs all tokens alike
     scale_rewards: Literal['group', 'batch', 'none'] = 'group' # divide by the spread of the group, the batch, or none
     max_completion_length: int = 128 # tokens of an answer, at most
     warmup: float = .1 # share of the steps with rising learning rate

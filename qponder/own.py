@@ -1,6 +1,6 @@
 """On-policy fine-tuning: the student describes a photo, and is taught the verdict and the score that people gave after its own words
 
-A cold start continues the teacher's text, and a teacher who knows the score never describes a photo wrongly. So the student
+A cold start continues the teacher's text, and a teacher who knows the score writes words that lead to it. So the student
 learns to trust the words before the verdict more than the photo itself; and when it rates, these words are its own, and may be
 wrong. This is exposure bias, and imitation learning has the same trouble: a student that only sees its teacher's actions never
 sees the states that its own mistakes lead to. The cure is to let it act, and have the teacher label what should be done *there*

@@ -4,8 +4,8 @@ The parts stand on the pages before: the [score](07_kernels.ipynb), the [order o
 [consistency](07b_consistency.ipynb) of the reasoning and its [readers](07c_readers.ipynb), and [guards](07d_guards.ipynb).
 Here they are chosen by name, weighted, and handed to a trainer.
 
-The paper (Q-Ponder, arXiv 2506.05384) says that its reward serves the accuracy of the score and the consistency of the
-reasoning together; its formulas are not public. The default is **our reconstruction**. Each preset of `settings.ini` pays as
+The abstract of Q-Ponder (arXiv 2506.05384) says that its reward serves the accuracy of the score and the consistency of the
+reasoning together; its formulas we have not read. The default is **our reconstruction**. Each preset of `settings.ini` pays as
 another paper does, and a table below says which of its constants are the paper's.
 
 Every part lies in [0,1], the same answers always earn the same, and an answer that cannot be read earns nothing."""

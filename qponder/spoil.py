@@ -77,18 +77,18 @@ class Counterfactual:
     name: str # the degradation that was done or undone
     fault: str # the fault that must appear or disappear
     degree: int # how strong it is where it is present, 1 to 3
-    appears: bool # True when `after` is the spoilt one
+    appears: bool # True when `after` is the spoiled one
 
 # %% ../nbs/03b_spoil.ipynb #4c82347f
 def counterfactual(
     image: Image.Image, # an RGB photo without this fault
     name: str, # a key of `DEGRADATIONS`
     severity: int = 4, # 1 to 5
-    undo: bool = False, # go from the spoilt photo to the good one
+    undo: bool = False, # go from the spoiled photo to the good one
     seed: int = 0, # fixes what is left to chance
 ) -> Counterfactual:
     "Do, or undo, one known damage (after CSS, Chen et al., CVPR 2020)"
     if severity == 0: raise QPonderError("severity 0 changes nothing: give 1 to 5")
-    spoilt = degrade(image, name, severity, seed)
-    before, after = (spoilt, image) if undo else (image, spoilt)
+    spoiled = degrade(image, name, severity, seed)
+    before, after = (spoiled, image) if undo else (image, spoiled)
     return Counterfactual(before, after, name, DEGRADATIONS[name].fault, severity_degree(severity), not undo)
