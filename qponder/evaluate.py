@@ -233,12 +233,13 @@ def compare(
     which: Which = 'greedy', # the written score or the expected one
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
+    worst: bool = False, # failures count as the worst that could be said; else a photo that either failed on is left out
 ) -> Interval: # of metric(one) - metric(other); `.noise` says whether it may as well be none
     "How much better one model is than the other; `QPonderError` for models that were asked about different photos"
     second = {p.path: p for p in other}
     if {p.path for p in one} != {*second}:
         raise QPonderError('the models were asked about different photos: predict the same rows with both')
-    a, b = values(one, which), values([second[p.path] for p in one], which)
+    a, b = values(one, which, worst), values([second[p.path] for p in one], which, worst)
     both, target = ~(np.isnan(a) | np.isnan(b)), np.array([p.score for p in one])
     return paired_bootstrap(fn, a[both], b[both], target[both], n, seed)
 

@@ -268,6 +268,8 @@ def test_comparison_needs_the_same_photos_and_leaves_out_failures_of_either():
     assert compare(one, other[::-1]) == compare(one, other)
     failed = [replace(other[0], status='no_answer', greedy=None), *other[1:]]
     assert compare(one, failed) == compare(one[1:], other[1:])
+    far = 1. if other[0].score > 3 else 5.
+    assert compare(one, failed, worst=True) == compare(one, [replace(other[0], greedy=far), *other[1:]])
     with pytest.raises(QPonderError, match='different photos'): compare(one, other[1:])
 
 
