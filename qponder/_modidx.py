@@ -506,6 +506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.model.build_nano': ('model.html#build_nano', 'qponder/model.py'),
                                'qponder.model.build_tokenizer': ('model.html#build_tokenizer', 'qponder/model.py'),
                                'qponder.model.by_pil': ('model.html#by_pil', 'qponder/model.py'),
+                               'qponder.model.check_folder': ('model.html#check_folder', 'qponder/model.py'),
                                'qponder.model.check_opening': ('model.html#check_opening', 'qponder/model.py'),
                                'qponder.model.drawing': ('model.html#drawing', 'qponder/model.py'),
                                'qponder.model.encode': ('model.html#encode', 'qponder/model.py'),

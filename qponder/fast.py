@@ -53,7 +53,7 @@ def checkpoint(
     "Where a student's files are; nothing else decides it. Raises QPonderError for a name that can be none of these."
     if not str(name): raise QPonderError(f'no student is named; {", ".join(shipped())} ship with qponder')
     folder = ASSETS / name if isinstance(name, str) and name in shipped() else Path(name)
-    if folder.is_dir() or len(folder.parts) == 2: return folder
+    if folder.is_dir() or len(folder.parts) == 2 and not folder.exists(): return folder
     made = folder.parent.name == 'cold-start' and f'; `qponder sft --preset {folder.parts[-3]}` makes it' or ''
     raise QPonderError(f'{name}: no such student ships with qponder ({", ".join(shipped())} do), '
                        f'and no such folder is here{made}')
@@ -442,10 +442,10 @@ def square(
 ) -> dict[str, int]: # as image processors have it
     "A square that whole patches fill. Raises QPonderError for any other."
     patch, most = vision['patch_size'], vision['image_size']
-    if side % patch or not 4 * patch <= side <= most:
-        raise QPonderError(f'size = {side}: photos enter as squares of a multiple of {patch} pixels, '
+    if side not in range(4 * patch, most + 1, patch):
+        raise QPonderError(f'size = {side!r}: photos enter as squares of a multiple of {patch} pixels, '
                            f'from {4 * patch} to {most - most % patch}')
-    return dict(height=side, width=side)
+    return dict(height=int(side), width=int(side))
 
 # %% ../nbs/05a_fast.ipynb #2fc2a4fc
 def load_nano(

@@ -14,8 +14,8 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor
            'build_tokenizer', 'NanoSettings', 'nano_config', 'Student', 'build_nano', 'tiny_student', 'standardise',
            'question_text', 'encode', 'lengthen', 'reread', 'end_tokens', 'read_generation', 'ScoreNext',
            'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'drawing', 'generate',
-           'no_bars', 'save_student', 'plain_generation', 'check_opening', 'load_student', 'best_device',
-           'load_to_rate', 'release']
+           'no_bars', 'save_student', 'plain_generation', 'check_opening', 'check_folder', 'load_student',
+           'best_device', 'load_to_rate', 'release']
 
 # %% ../nbs/06_model.ipynb #f5b2dd91
 import json
@@ -473,6 +473,16 @@ def check_opening(
         raise QPonderError(f'{student.name}: its chat template begins the answer itself ({chat[-20:]!r}), and qponder '
             'teaches where to think: take the Instruct model, or take that out of its chat_template.jinja')
 
+# %% ../nbs/06_model.ipynb #1cc18125
+def check_folder(
+    folder: Path, # from `checkpoint`
+) -> None:
+    "`QPonderError` for a folder without a model, such as that of a run, which names the model below it if there is one"
+    if not folder.is_dir() or any(folder.glob('*config.json')): return
+    below = [folder / p for p in ('model', 'grpo/model', 'cold-start/model', 'nano-base')]
+    meant = next((f'did you mean {p}?' for p in below if p.is_dir()), 'name the folder that save_student wrote')
+    raise QPonderError(f'{folder}: no student could be loaded, there is no config.json in this folder; {meant}')
+
 # %% ../nbs/06_model.ipynb #e42d81b0
 def load_student(
     name: str | Path, # a name that ships with qponder ('nano-base'), a checkpoint's folder, or a hub id
@@ -482,6 +492,7 @@ def load_student(
 ) -> Student:
     "Load a student and check its image policy and chat template. Raises QPonderError if there is no such checkpoint."
     source = as_source(folder := checkpoint(name))
+    check_folder(folder)
     how = {'dtype': torch.float32, 'output_loading_info': True} | how
     try:
         with no_bars(): model, read = AutoModelForImageTextToText.from_pretrained(source, **how)

@@ -29,7 +29,7 @@ from PIL import Image
 from .claims import claims
 from .decode import SCORES, Generation, answer
 from .fast import checkpoint, fit, is_nano, load_nano, policy_of
-from .photo import Photo, img_html, open_image, open_photo
+from .photo import Photo, img_html, open_photo
 from .scale import HIGH, LOW, QPonderError, level, level_bounds
 from .trace import parse
 
@@ -223,8 +223,9 @@ def try_open(
     file: BinaryIO | None = None, # where its bytes are, if not at `path`
 ) -> Sight | Rating: # a rating of status 'unreadable' where there is no photo to open
     "Open a photo and look at it, or say why not"
-    try: return rater.look(open_image(file or path, rater.least), path)
-    except QPonderError as e: return Rating(path=str(path), status='unreadable', error=str(e), model=rater.name)
+    name = str(path) if isinstance(path, (str, Path)) else ''
+    try: return rater.look(open_photo(file or path, rater.least), name)
+    except QPonderError as e: return Rating(path=name, status='unreadable', error=str(e), model=rater.name)
 
 # %% ../nbs/11_rate.ipynb #55b01f53
 def rate_seen(

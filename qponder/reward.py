@@ -43,7 +43,7 @@ from .processes import of_all
 from .rank import Rank, alone_share, rank_rewards
 from .scale import QPonderError, check_range
 from .claims import FAULTS, claims
-from .trace import Parsed, parse, strip_numbers
+from .trace import Parsed, parse, strip_numbers, student_prompt
 
 # %% ../nbs/07e_reward.ipynb #ced59ba4
 PARTS = ('format', 'accuracy', 'consistency', 'damage', 'rank', 'length', 'repeats', 'own')
@@ -141,7 +141,9 @@ def reward(
     mode: str = 'reason', # the prompt it answers: 'reason', or 'score', where no reasoning is asked for or paid
     damage: str = '', # what was done to the photo, such as 'jpeg 3'
 ) -> RewardParts: # all 0 for an unreadable answer
-    "Read an answer and reward it: by default w_format·F + w_accuracy·A + w_consistency·C·min(1, A/gate), Σw = 1"
+    """Read an answer and reward it: by default w_format·F + w_accuracy·A + w_consistency·C·min(1, A/gate), Σw = 1.
+    Raises QPonderError for an unknown mode."""
+    student_prompt(mode)
     read = parse(text, finished)
     accuracy = accuracy_reward(read.score, target, settings.kernel, settings.width)
     if read.score is None: return RewardParts()
@@ -169,7 +171,7 @@ def read_faults(
 ) -> dict[str, int] | None: # None where nothing is known
     "A cell of the `faults` column; `QPonderError` for one that holds anything else"
     try: faults = json.loads(cell) if cell else None
-    except json.JSONDecodeError: faults = cell
+    except (json.JSONDecodeError, TypeError): faults = str(cell)
     known = isinstance(faults, dict) and all(f in FAULTS and d in (1, 2, 3) for f, d in faults.items())
     if faults is None or known: return faults
     raise QPonderError(f'faults column: {cell!r} must be a JSON object of faults with degrees 1 to 3, as {{"blur": 2}}')

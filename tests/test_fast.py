@@ -161,6 +161,14 @@ def test_a_folder_is_not_replaced_by_a_student_that_ships(tmp_path, monkeypatch)
     assert 'score_percentiles' not in vars(mine.student.model.config)
 
 
+def test_a_file_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'photo.jpg').touch()
+    with pytest.raises(QPonderError, match='no such folder'): checkpoint('mine/photo.jpg')
+    assert checkpoint('mine/other') == Path('mine/other')
+
+
 @pytest.mark.parametrize('name', ['kodak', 'livec_sample', Path('nano'), './nano'])
 def test_other_folders_of_the_package_are_no_students(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

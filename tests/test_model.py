@@ -1,5 +1,6 @@
 "Students: the tower's two sources, batches, saving, the image policy, and loading without qponder."
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -123,6 +124,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 @pytest.mark.parametrize('name', ['nano-bose', 'a/b/c'])
 def test_unknown_student(name):
     with pytest.raises(QPonderError, match=f'{name}.*nano-base'): load_student(name)
+
+
+def test_the_folder_of_a_run_is_no_student(tmp_path, monkeypatch):
+    "Said before anything is asked of the hub"
+    monkeypatch.setattr('qponder.model.AutoModelForImageTextToText.from_pretrained', lambda *a, **k: 1 / 0)
+    with pytest.raises(QPonderError, match='no student could be loaded.*name the folder'): load_student(tmp_path)
+    (made := tmp_path/'cold-start'/'model').mkdir(parents=True)
+    with pytest.raises(QPonderError, match=f'did you mean {re.escape(str(made))}'): load_student(tmp_path)
 
 
 def test_a_checkpoint_without_weights(tmp_path):

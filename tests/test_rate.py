@@ -102,6 +102,18 @@ def test_one_bad_photo_is_an_error_and_among_many_a_row(rater, tmp_path):
     assert 'none.png' in rows[2].error and rows[0].score is None
 
 
+def test_what_is_no_path_among_many_is_rated_or_a_row(rater):
+    photo = open_image(pristine()[0])
+    rows = list(rate_many(rater, [None, photo, float('nan')], reasons=False))
+    assert [(r.status, r.path) for r in rows] == [('unreadable', ''), ('ok', ''), ('unreadable', '')]
+    assert rows[1].expected == rater.rate(photo, reasons=False).expected and 'NoneType: give a path' in rows[0].error
+
+
+@pytest.mark.parametrize('size', ['224', 225, 224.5])
+def test_a_size_that_is_none(size):
+    with pytest.raises(QPonderError, match='multiple of 14 pixels'): Rater(size=size)
+
+
 def test_order_of_a_pair_does_not_matter(rater):
     one, two = pristine()[0], pristine()[3]
     swap = {'first': 'second', 'second': 'first', 'tie': 'tie'}

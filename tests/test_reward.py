@@ -281,6 +281,16 @@ def test_a_faults_cell_that_is_none(cell):
     with pytest.raises(QPonderError, match='faults column'): read_faults(cell)
 
 
+def test_a_faults_cell_that_is_no_text():
+    with pytest.raises(QPonderError, match='must be a JSON object'): read_faults({'blur': 2})
+
+
+def test_an_unknown_mode_is_not_taken_for_bare_scores():
+    columns = dict(prompts=[''], completions=['<answer>3.0</answer>'], score=[3.])
+    for function in trl_rewards()[0]:
+        with pytest.raises(QPonderError, match="mode 'reasons' is unknown"): function(**columns, mode=['reasons'])
+
+
 # rewards that compare photos
 
 batches = st.lists(st.tuples(scores | st.none(), st.integers(0, 3), st.sampled_from('xy')), min_size=1, max_size=12)
