@@ -164,6 +164,7 @@ def do_check(
         except QPonderError as e: code = complain(e)
         else:
             print(report, flush=True)
+            if None in (c.low, c.high): print('  scale not given, 1 to 5 assumed; a run needs --low and --high')
             code = max(code, int(bool(report.problems)))
     return code
 

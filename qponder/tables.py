@@ -211,15 +211,17 @@ def look(
 def leaks(
     table: pd.DataFrame, # from `read_csv`
     pairs: Sequence[tuple[int, int]], # rows with nearly the same photo, in order
-) -> list[Problem]: # one for each row that has a double before it, not in the same declared part
-    "Photos of one part that have a double in another"
+) -> list[Problem]: # one for each row that has a double before it, in another declared part or with another score
+    "Photos of one part that have a double in another, and files with two scores"
     split, path = table['split'].astype(object).where(table['split'].notna(), None), table['path']
     mos, first = pd.to_numeric(table['mos'], errors='coerce'), {}
+    def same(a, b): return cmp(path[a], path[b], shallow=False)
     for a, b in pairs:
-        if split[a] is None or split[a] != split[b]: first.setdefault(b, a)
+        apart = split[a] is None or split[a] != split[b]
+        if apart or abs(mos[a] - mos[b]) > 0 and same(a, b): first.setdefault(b, a)
     def place(i): return f'{Path(path[i]).name} ({split[i] or "no split"}, line {i + 2})'
     def alike(a, b):
-        if not cmp(path[a], path[b], shallow=False): return f'nearly {place(a)}'
+        if not same(a, b): return f'nearly {place(a)}'
         differ = f', but their scores differ, {mos[b]:g} and {mos[a]:g}' if abs(mos[a] - mos[b]) > 0 else ''
         return f'the same file as {place(a)}{differ}'
     return [Problem(b + 2, path[b], 'duplicate', f'{place(b)} is {alike(a, b)}; keep one of them')
@@ -331,7 +333,7 @@ def load_csv(
                         f'used; {more}, skip_bad = yes leaves them out')
     doubles = sum(p.kind == 'duplicate' for p in report.problems)
     if doubles and declared.split_col:
-        warnings.warn(f'{csv}: {doubles} doubles across the split; {more}', stacklevel=2)
+        warnings.warn(f'{csv}: {doubles} doubles across the split, or with two scores; {more}', stacklevel=2)
     table = table.drop(index=[r - 2 for r in report.bad])
     if table.empty: raise DataError(f'{csv}: none of its {report.rows} rows can be used; {more}')
     card = DatasetCard(Path(csv).stem, declared.low, declared.high, declared.higher_is_better, bool(declared.std_col))

@@ -212,11 +212,18 @@ def test_a_csv_that_is_not_there_keeps_nobody_from_the_next(here, capsys):
     assert said.err.startswith('qponder: b.csv: No such file') and said.err.count('\n') == 1
 
 
+@pytest.mark.parametrize('told, said', [(['--low', '1'], True), (['--low', '1', '--high', '5'], False)])
+def test_check_says_which_scale_it_took_for_granted(here, capsys, told, said):
+    Path('a.csv').write_text(f'image,mos\n{pristine()[0]},3\n')
+    main(['check', 'a.csv', *told])
+    assert ('scale not given, 1 to 5 assumed' in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize('problems, code', [([], 0), (['row 3: no photo'], 1)])
 def test_check(here, monkeypatch, capsys, problems, code):
     class Report(SimpleNamespace):
         def __str__(self): return f'{self.csv} {self.low} {self.higher_is_better}: {len(self.problems)}'
-    fake('data', monkeypatch, check_csv=lambda csv, **kw: Report(csv=csv, problems=problems, **kw))
+    fake('tables', monkeypatch, check_csv=lambda csv, **kw: Report(csv=csv, problems=problems, **kw))
     assert main(['check', 'a.csv', '--low', '0', '--high', '9', '--lower-is-better']) == code
     assert capsys.readouterr().out == f'a.csv 0.0 False: {len(problems)}\n'
 
