@@ -12,8 +12,8 @@ loaded again, has rated eight photos, and differs from its beginning."""
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'StudentSettings', 'limit_pixels', 'tower_weights', 'set_tower', 'learning_matrices', 'check_adapter',
-           'adapter_config', 'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'gathered', 'save_trained',
-           'score_chances', 'expected_scores', 'eight_photos', 'compare_saved', 'check_saved']
+           'adapter_config', 'four_bits', 'keep_unpacked', 'learn_in_float', 'load_trainee', 'merge', 'gathered',
+           'save_trained', 'score_chances', 'expected_scores', 'eight_photos', 'compare_saved', 'check_saved']
 
 # %% ../nbs/06b_adapt.ipynb #1d86869d
 import json
@@ -140,7 +140,8 @@ def four_bits(
         raise QPonderError('student_quantise = 4bit needs bitsandbytes: pip install "qponder[quantised]", '
                            'or set student_quantise = none')
     return {'quantization_config': BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
-        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)}
+        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16),
+        'device_map': 'cuda' if torch.cuda.is_available() else 'cpu'} # cuda: that of the local rank
 
 # %% ../nbs/06b_adapt.ipynb #f577b040
 def keep_unpacked(
@@ -149,6 +150,14 @@ def keep_unpacked(
     "Keep bitsandbytes from packing weights for inference on a CPU"
     for part in model.modules():
         if hasattr(part, 'support_avx512bf16_for_cpu'): part.support_avx512bf16_for_cpu = False
+
+# %% ../nbs/06b_adapt.ipynb #d1fe76d1
+def learn_in_float(
+    model: nn.Module, # of a trainer, before its optimiser is made
+):
+    "Hold the weights that learn in float32"
+    for weight in model.parameters():
+        if weight.requires_grad: weight.data = weight.data.float()
 
 # %% ../nbs/06b_adapt.ipynb #bae52621
 def load_trainee(
