@@ -35,7 +35,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .adapt import StudentSettings, adapter_config, learn_in_float, set_tower
+from .adapt import (StudentSettings, adapter_config, answer_as_it_learns, learn_in_float,
+                           set_tower)
 from .audit import audit
 from .consistency import Answer
 from .decode import asked_as
@@ -317,8 +318,8 @@ def grpo_config(
     if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
-    return one_gpu(GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
-        num_generations=settings.group_size, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
+    return one_gpu(GRPOConfig(str(out), max_steps=s.steps, learning_rate=s.learning_rate, beta=s.beta,
+        num_generations=s.group_size, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
         temperature=settings.temperature, max_completion_length=settings.max_completion_length,
         loss_type=settings.loss_type, num_iterations=s.iterations, epsilon_high=s.epsilon_high,
         scale_rewards=settings.scale_rewards, reward_weights=list(weights), warmup_steps=settings.warmup,
@@ -365,7 +366,7 @@ def grpo(
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),
                    Validate(student, val, settings.eval_every, log), *slow])
-    trainer.remove_callback(PrinterCallback), learn_in_float(trainer.model)
+    trainer.remove_callback(PrinterCallback), answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
     for copy in slow if newest else (): copy.load(newest)
     trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)

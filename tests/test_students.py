@@ -293,6 +293,18 @@ def test_an_adapter_goes_through_grpo_and_is_checked(tmp_path, wordy):
     assert len(json.loads((tmp_path/'grpo'/'check.json').read_text())['scores']['adapter']) == 8
 
 
+@pytest.mark.parametrize('rank', [0, 4])
+def test_rollouts_are_written_in_the_precision_in_which_they_are_learned(tmp_path, monkeypatch, rank):
+    "Also under an adapter, where accelerate reaches the learning alone."
+    monkeypatch.setattr(page, 'fast_bf16', lambda: True)
+    how, seen = replace(SMALL, lora_rank=rank), set()
+    student = load_trainee(save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'begun'), how)
+    student.model.model.language_model.layers[0].mlp.register_forward_hook(
+        lambda part, x, out: seen.add((torch.is_grad_enabled(), out.dtype)))
+    grpo(student, RECORDS, tmp_path/'grpo', replace(GRPO, steps=1), how=how)
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
+
+
 @pytest.mark.parametrize('rank', ['0', '1'])
 def test_every_process_lets_go_of_a_trained_student(tmp_path, monkeypatch, rank):
     "Also those that have nothing to check: the next training wants the room."
