@@ -206,8 +206,8 @@ def see_config(
     return one_gpu(TrainingArguments(str(out / 'checkpoints'), num_train_epochs=settings.epochs, logging_steps=10,
         seed=seed, per_device_train_batch_size=settings.batch_size, warmup_steps=settings.warmup,
         lr_scheduler_type='cosine', save_steps=settings.save_every, save_total_limit=2,
-        use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(), remove_unused_columns=False, report_to=[],
-        dataloader_drop_last=True, disable_tqdm=not progress))
+        use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
+        remove_unused_columns=False, report_to=[], dataloader_drop_last=True, disable_tqdm=not progress))
 
 # %% ../nbs/08b_see.ipynb #d8476953
 def check_tower(
