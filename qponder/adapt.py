@@ -12,8 +12,9 @@ loaded again, has rated eight photos, and differs from its beginning."""
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'StudentSettings', 'limit_pixels', 'tower_weights', 'set_tower', 'learning_matrices', 'check_adapter',
-           'adapter_config', 'four_bits', 'keep_unpacked', 'load_trainee', 'merge', 'gathered', 'save_trained',
-           'score_chances', 'expected_scores', 'eight_photos', 'compare_saved', 'check_saved']
+           'adapter_config', 'four_bits', 'keep_unpacked', 'learn_in_float', 'answer_as_it_learns', 'load_trainee',
+           'merge', 'gathered', 'save_trained', 'score_chances', 'expected_scores', 'eight_photos', 'compare_saved',
+           'check_saved']
 
 # %% ../nbs/06b_adapt.ipynb #1d86869d
 import json
@@ -28,7 +29,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TrainingArguments
 
 from .data import load_sample
 from .decode import SCORES
@@ -140,7 +141,8 @@ def four_bits(
         raise QPonderError('student_quantise = 4bit needs bitsandbytes: pip install "qponder[quantised]", '
                            'or set student_quantise = none')
     return {'quantization_config': BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
-        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)}
+        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16),
+        'device_map': 'cuda' if torch.cuda.is_available() else 'cpu'} # cuda: that of the local rank
 
 # %% ../nbs/06b_adapt.ipynb #f577b040
 def keep_unpacked(
@@ -149,6 +151,25 @@ def keep_unpacked(
     "Keep bitsandbytes from packing weights for inference on a CPU"
     for part in model.modules():
         if hasattr(part, 'support_avx512bf16_for_cpu'): part.support_avx512bf16_for_cpu = False
+
+# %% ../nbs/06b_adapt.ipynb #d1fe76d1
+def learn_in_float(
+    model: nn.Module, # of a trainer, before its optimiser is made
+) -> nn.Module: # the same
+    "Hold the weights that learn in float32"
+    for weight in model.parameters():
+        if weight.requires_grad: weight.data = weight.data.float()
+    return model
+
+# %% ../nbs/06b_adapt.ipynb #32f5f322
+def answer_as_it_learns(
+    model: nn.Module, # of a trainer
+    args: TrainingArguments, # of the same
+):
+    "Have a student under an adapter write in the precision in which it is trained"
+    if not args.bf16 or in_parts() or not isinstance(model, PeftModel): return
+    base = model.get_base_model()
+    base.forward = torch.autocast(args.device.type, torch.bfloat16)(base.forward)
 
 # %% ../nbs/06b_adapt.ipynb #bae52621
 def load_trainee(

@@ -302,6 +302,12 @@ def stream_seconds(
     "How long reading from GPU memory takes"
     return count / plan.kind.bandwidth / plan.streamed
 
+# %% ../nbs/12d_cost.ipynb #a5416b5f
+@patch(as_prop=True)
+def moved(self: Plan) -> float: # bytes for each weight, when a token is written
+    bits = self.bits if self.lora else 32
+    return 2. if self.sharded or bits == 16 else bits / 8 + 4
+
 # %% ../nbs/12d_cost.ipynb #e9f02151
 def write_seconds(
     size: Size, # of the student
@@ -310,9 +316,10 @@ def write_seconds(
     prompt: int, # tokens that are read first
     answer: int, # tokens that are written
 ) -> float: # seconds
-    "Generation is bound by memory bandwidth: all weights in bfloat16, and the cache, are read for every token"
+    "Generation is bound by memory bandwidth: all weights, and the cache, are moved for every token"
     cache = rollout_bytes(size, plan, rows, prompt + answer // 2)['cache']
-    reads, sums = stream_seconds(2 * size.spoken + cache, plan), compute_seconds(2 * size.spoken * rows, plan)
+    reads = stream_seconds(plan.moved * size.spoken + cache, plan)
+    sums = compute_seconds(2 * size.spoken * rows, plan)
     return answer * max(reads, sums)
 
 # %% ../nbs/12d_cost.ipynb #4c312de0

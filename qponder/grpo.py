@@ -35,14 +35,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .adapt import StudentSettings, adapter_config, set_tower
+from .adapt import (StudentSettings, adapter_config, answer_as_it_learns, learn_in_float,
+                           set_tower)
 from .audit import audit
 from .consistency import Answer
 from .decode import asked_as
 from .fast import fast_bf16
 from .filters import Record
 from .model import Student, generate
-from .processes import in_parts, place, shared_groups
+from .processes import in_parts, one_gpu, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
 from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_rewards
@@ -260,13 +261,14 @@ class Alarm(TrainerCallback):
 # %% ../nbs/09_grpo.ipynb #c89ccf19
 def vllm_arguments(
     settings: GRPOSettings, # the settings that begin with vllm
+    longest: int = 0, # tokens of a question with its answer, at most; 0: as many as the student can read
 ) -> dict[str, object]: # of `GRPOConfig`, as TRL names them; {} if vLLM is off
     "How rollouts are written. Raises QPonderError where vLLM is not installed."
     if settings.vllm == 'off': return {}
     if not find_spec('vllm'): raise QPonderError(f'grpo_vllm = {settings.vllm}: vLLM is not installed here; '
         'pip install "trl[vllm]" on a machine with a GPU, or set grpo_vllm = off')
     where = (dict(vllm_server_base_url=settings.vllm_url) if settings.vllm == 'server' else
-             dict(vllm_gpu_memory_utilization=settings.vllm_memory))
+             dict(vllm_gpu_memory_utilization=settings.vllm_memory, vllm_max_model_length=longest or None))
     return dict(use_vllm=True, vllm_mode=settings.vllm) | where
 
 # %% ../nbs/09_grpo.ipynb #a63192f8
@@ -310,20 +312,23 @@ def grpo_config(
     weights: Sequence[float], # of the reward functions
     seed: int = 0, # of photos and sampling
     progress: bool = False, # show a progress bar
+    longest: int = 0, # tokens of a question with its answer, for `vllm_arguments`
 ) -> GRPOConfig:
     "The stock trainer's arguments; processes share an update, see `processes.shared_groups`."
     if not settings.steps: raise QPonderError('grpo_steps = 0: there is nothing to train by reward; raise it')
     s, gpu = settings, torch.cuda.is_available()
     rows, turns = shared_groups(s.prompts_per_step, s.group_size, s.rollouts_per_pass, place().world)
-    return GRPOConfig(str(out), max_steps=settings.steps, learning_rate=settings.learning_rate, beta=settings.beta,
-        num_generations=settings.group_size, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
+    return one_gpu(GRPOConfig(str(out), max_steps=s.steps, learning_rate=s.learning_rate, beta=s.beta,
+        num_generations=s.group_size, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
         temperature=settings.temperature, max_completion_length=settings.max_completion_length,
         loss_type=settings.loss_type, num_iterations=s.iterations, epsilon_high=s.epsilon_high,
         scale_rewards=settings.scale_rewards, reward_weights=list(weights), warmup_steps=settings.warmup,
         lr_scheduler_type='cosine', logging_steps=1, save_steps=s.iterations * -(-s.save_every // s.iterations),
         save_total_limit=2, seed=seed,
         use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
-        num_completions_to_print=0, report_to=[], disable_tqdm=not progress, **vllm_arguments(settings))
+        log_multimodal=False, num_completions_to_print=0, report_to=[], disable_tqdm=not progress,
+        model_init_kwargs={'device_map': None} if s.beta else None, # of the reference: else spread over all GPUs
+        **vllm_arguments(settings, longest)))
 
 # %% ../nbs/09_grpo.ipynb #31256e82
 class SameOrder(TrainerCallback):
@@ -355,13 +360,13 @@ def grpo(
     set_tower(share_prompts(remember(student.model, len(records) + len(val or ()))), how.tower)
     reader, slow = consistency_reader(student, records, rewards, out, judge)
     rows, (functions, weights) = grpo_rows(records, settings.score_only_every, student), trl_rewards(rewards, reader)
-    audit(student, rows, settings.max_completion_length, out)
+    longest = audit(student, rows, settings.max_completion_length, out).total[-1]
     look = lambda one: preflight(one, rows.select(range(len(records))), settings, rewards, seed, reader=reader)
-    trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress),
+    trainer = GRPOTrainer(student.model, functions, args=grpo_config(out, settings, weights, seed, progress, longest),
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),
                    Validate(student, val, settings.eval_every, log), *slow])
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback), answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
     for copy in slow if newest else (): copy.load(newest)
     trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)

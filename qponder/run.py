@@ -69,13 +69,13 @@ def check_stage(
     base: str | Path, # what it began with
 ) -> None:
     "Load what a stage saved and compare; a nano that was trained in full is left out"
+    gc.collect() # a trainer holds reference cycles that keep the old student in memory, in every process
     if not is_first(): return
     from qponder.adapt import check_saved
     from qponder.fast import is_nano
     from qponder.model import best_device
     how, out = run.settings.stages['student'], run.folder / stage
     if is_nano(out / 'model') and not how.lora_rank: return
-    gc.collect() # a trainer holds reference cycles that keep the old student in memory
     room = sum(p.stat().st_size for p in (out / 'model').glob('*.safetensors'))
     check_saved(out, base, how, best_device(room))
 

@@ -35,6 +35,7 @@ from .claims import FAULTS
 from .degrade import DEGRADATIONS
 from .fast import fast_bf16
 from .model import ImagePolicy, Student, image_processor
+from .processes import one_gpu
 from .scale import QPonderError, check_range, percentile
 from .sft import go_on_from, open_rows
 from .spoil import random_damage
@@ -203,11 +204,11 @@ def see_config(
     progress: bool = False, # show a progress bar
 ) -> TrainingArguments:
     "The stock trainer's arguments."
-    return TrainingArguments(str(out / 'checkpoints'), num_train_epochs=settings.epochs, logging_steps=10, seed=seed,
-        per_device_train_batch_size=settings.batch_size, warmup_steps=settings.warmup, lr_scheduler_type='cosine',
-        save_steps=settings.save_every, save_total_limit=2, use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available() or fast_bf16(), remove_unused_columns=False, report_to=[],
-        dataloader_drop_last=True, disable_tqdm=not progress)
+    return one_gpu(TrainingArguments(str(out / 'checkpoints'), num_train_epochs=settings.epochs, logging_steps=10,
+        seed=seed, per_device_train_batch_size=settings.batch_size, warmup_steps=settings.warmup,
+        lr_scheduler_type='cosine', save_steps=settings.save_every, save_total_limit=2,
+        use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
+        remove_unused_columns=False, report_to=[], dataloader_drop_last=True, disable_tqdm=not progress))
 
 # %% ../nbs/08b_see.ipynb #d8476953
 def check_tower(

@@ -29,7 +29,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deeps
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from .adapt import StudentSettings, adapter_config, save_trained, set_tower
+from .adapt import (StudentSettings, adapter_config, answer_as_it_learns, learn_in_float, save_trained,
+                           set_tower)
 from .audit import audit
 from .decode import SCORES, level_token_ids, score_token_ids, verdict_of
 from .fast import fast_bf16, keep_memory
@@ -39,7 +40,7 @@ from .model import Student, no_bars, save_student
 from .objectives import Objective, check_objective, level_trace, mixed, one_hot, prompts_of, soft_label
 from .own import own_words
 from .photo import open_image, photo_view
-from .processes import is_first, place, shared
+from .processes import is_first, one_gpu, place, shared
 from .scale import QPonderError, check_range, percentile
 from .share import remember
 from .spoil import spoil
@@ -224,13 +225,13 @@ def sft_config(
     "The stock trainer's arguments; processes share an update, see `processes.shared`."
     rows, turns = shared(settings.batch_size * settings.accumulate, settings.batch_size, place().world,
                          'sft_batch_size and sft_accumulate')
-    return SFTConfig(str(out / 'checkpoints'), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-        per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
+    return one_gpu(SFTConfig(str(out / 'checkpoints'), num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate, per_device_train_batch_size=rows, gradient_accumulation_steps=turns,
         warmup_steps=settings.warmup, lr_scheduler_type='cosine', weight_decay=settings.weight_decay,
         save_steps=settings.save_every, save_total_limit=2, logging_steps=5, max_length=None, seed=seed,
         use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
         gradient_checkpointing=torch.cuda.is_available(), remove_unused_columns=False, report_to=[],
-        disable_tqdm=not progress)
+        disable_tqdm=not progress))
 
 # %% ../nbs/08_sft.ipynb #fa81c6f0
 def population(
@@ -359,7 +360,7 @@ def cold_start(
     trainer = TraceTrainer(student.model, args=args, train_dataset=rows,
         processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)], **taught)
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback), answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
     trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)
 

@@ -13,7 +13,7 @@ from qponder import grpo as page
 from qponder.adapt import StudentSettings
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight
-from qponder.model import tiny_student
+from qponder.model import load_student, save_student, tiny_student
 from qponder.photo import pristine
 from qponder.readers import Reference
 from qponder.reward import RewardSettings
@@ -291,3 +291,22 @@ def test_trl_is_told_of_vllm(tmp_path, monkeypatch):
     assert (args.use_vllm, args.vllm_mode, args.vllm_server_base_url) == (True, 'server', 'http://far:8000')
     args = grpo_config(tmp_path, GRPOSettings(vllm='colocate', vllm_memory=.4), [1.])
     assert (args.use_vllm, args.vllm_mode, args.vllm_gpu_memory_utilization) == (True, 'colocate', .4)
+    assert args.vllm_max_model_length is None
+
+
+def test_vllm_is_told_the_longest_row(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(page, 'vllm_arguments', lambda settings, longest: told.append(longest) or {})
+    monkeypatch.setattr(page.GRPOTrainer, 'train', lambda self, **how: None)
+    grpo(tiny_student(), RECORDS, tmp_path, HOW)
+    assert told == [json.loads((tmp_path/'audit.json').read_text())['total'][-1]]
+
+
+def test_the_reference_is_not_spread_over_the_gpus(taught, tmp_path, monkeypatch):
+    "TRL would, where processes share a student by FSDP: it takes them for one."
+    from trl.trainer import grpo_trainer
+    asked, real = [], grpo_trainer.create_model_from_path
+    monkeypatch.setattr(grpo_trainer, 'create_model_from_path', lambda *a, **how: asked.append(how) or real(*a, **how))
+    begun = load_student(save_student(student(taught), tmp_path/'model'))
+    grpo(begun, RECORDS, tmp_path/'grpo', replace(HOW, steps=1, beta=.01))
+    assert [how['device_map'] for how in asked] == [None]

@@ -1,23 +1,25 @@
 "Cold start: what the loss falls on, and stopping and going on."
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace as NS
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 from trl import SFTTrainer
 
 from qponder import losses, sft, watch
 from qponder.adapt import StudentSettings
 from qponder.filters import Record
+from qponder.grpo import GRPOSettings, grpo_config
 from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.scale import QPonderError
-from qponder.see import wider
-from qponder.sft import SFTSettings, cold_start
+from qponder.see import SeeSettings, see_config, wider
+from qponder.sft import SFTSettings, cold_start, sft_config
 from qponder.stage import sha
 from qponder.store import read_rows
 from qponder.tiny import tiny_vlm
@@ -151,3 +153,18 @@ def test_a_training_from_before_begun_json_goes_on(finished, tmp_path):
     cold_start(tiny_student(seed=1), RECORDS, tmp_path/'old', HOW)
     was, now = (load_file(f/'model'/'model.safetensors') for f in (finished, tmp_path/'old'))
     assert same(was, now)
+
+
+def test_a_process_that_sees_eight_gpus_trains_on_one(tmp_path, monkeypatch):
+    "Without a launcher transformers would copy the student to all of them; TRL refuses that, after the distillation."
+    real = TrainingArguments.__dict__['_setup_devices'].func
+    def with_eight(self):
+        place, self._n_gpu = real(self), 8
+        return place
+    eight = cached_property(with_eight)
+    eight.__set_name__(TrainingArguments, '_setup_devices')
+    monkeypatch.setattr(TrainingArguments, '_setup_devices', eight)
+    assert TrainingArguments(str(tmp_path)).n_gpu == 8
+    made = sft_config(tmp_path, HOW), grpo_config(tmp_path, GRPOSettings(), [1.]), see_config(tmp_path, SeeSettings())
+    assert [args.n_gpu for args in made] == [1, 1, 1]
+    cold_start(tiny_student(), RECORDS, tmp_path, replace(HOW, epochs=1))

@@ -1,6 +1,8 @@
 "Every architecture that TRL trains goes the whole way; adapters are kept; a training goes on as if never stopped."
+import gc
 import json
 import subprocess
+import weakref
 from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
@@ -291,6 +293,34 @@ def test_an_adapter_goes_through_grpo_and_is_checked(tmp_path, wordy):
     assert len(json.loads((tmp_path/'grpo'/'check.json').read_text())['scores']['adapter']) == 8
 
 
+@pytest.mark.parametrize('rank', [0, 4])
+def test_rollouts_are_written_in_the_precision_in_which_they_are_learned(tmp_path, monkeypatch, rank):
+    "Also under an adapter, where accelerate reaches the learning alone."
+    monkeypatch.setattr(page, 'fast_bf16', lambda: True)
+    how, seen = replace(SMALL, lora_rank=rank), set()
+    student = load_trainee(save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'begun'), how)
+    student.model.model.language_model.layers[0].mlp.register_forward_hook(
+        lambda part, x, out: seen.add((torch.is_grad_enabled(), out.dtype)))
+    grpo(student, RECORDS, tmp_path/'grpo', replace(GRPO, steps=1), how=how)
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
+
+
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_every_process_lets_go_of_a_trained_student(tmp_path, monkeypatch, rank):
+    "Also those that have nothing to check: the next training wants the room."
+    class Held: pass
+    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setattr('qponder.fast.is_nano', lambda folder: True)
+    gc.disable()
+    try:
+        held = Held()
+        held.itself, seen = held, weakref.ref(held)
+        del held
+        check_stage(Run(tmp_path, read_settings('nano')), 'cold-start', 'nano-base')
+        assert seen() is None
+    finally: gc.enable()
+
+
 def test_a_training_that_changes_nothing_is_no_training(tmp_path, wordy):
     ci = save_student(tiny_vlm('qwen2.5-vl'), tmp_path/'cold-start'/'model')
     for how, says in ((SMALL, 'adapter/'), (StudentSettings(), 'model/')):
@@ -363,11 +393,17 @@ def test_four_bits_need_an_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not find_spec('bitsandbytes'), reason='needs the extra quantised')
-def test_an_adapter_over_four_bits_survives_saving(tmp_path):
+def test_an_adapter_over_four_bits_survives_saving(tmp_path, monkeypatch):
+    learned, train = set(), sft.TraceTrainer.train
+    def note(self, **how):
+        learned.update(w.dtype for w in self.model.parameters() if w.requires_grad)
+        return train(self, **how)
+    monkeypatch.setattr(sft.TraceTrainer, 'train', note)
     base, how = save_student(tiny_vlm('qwen2.5-vl', width=64), tmp_path/'base'), replace(SMALL, quantise='4bit')
     student = load_trainee(base, how)
     assert type(student.model.model.language_model.layers[0].mlp.up_proj).__name__ == 'Linear4bit'
     cold_start(student, RECORDS, tmp_path/'sft', SFT, how=how)
+    assert learned == {torch.float32}
     gaps = check_saved(tmp_path/'sft', base, how)
     assert gaps['adapter from base'] > 10 * gaps['model from adapter']
     assert 'quantization_config' not in json.loads((tmp_path/'sft'/'model'/'config.json').read_text())
