@@ -233,7 +233,7 @@ def compare(
     which: Which = 'greedy', # the written score or the expected one
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
-    worst: bool = False, # failures count as the worst that could be said; else a photo that either failed on is left out
+    worst: bool = False, # failures count as the worst score there is; else photos that either failed on are left out
 ) -> Interval: # of metric(one) - metric(other); `.noise` says whether it may as well be none
     "How much better one model is than the other; `QPonderError` for models that were asked about different photos"
     second = {p.path: p for p in other}

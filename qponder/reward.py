@@ -62,7 +62,8 @@ def check_rewards(
         if not 0 <= w <= 100: raise QPonderError(f'{name} must be a weight from 0 to 100')
     if not sum(raw.values()): raise QPonderError(f"{', '.join(raw)} are all 0: give one a weight")
     if settings.w_own and not settings.own:
-        raise QPonderError('w_own pays for a reward of yours, but there is none: name it by reward_own = FILE.py:FUNCTION')
+        raise QPonderError('w_own pays for a reward of yours, but there is none: name it by '
+                           'reward_own = FILE.py:FUNCTION')
     check_range(settings, aspect_share=(0, 1), rank_width=(0, 4), min_words=(0, 1e5), max_words=(1, 1e5),
                 uncertainty=(0, 100))
     if not 0 < settings.gate <= 1: raise QPonderError('gate must be above 0 and at most 1')

@@ -125,7 +125,7 @@ def stages(monkeypatch):
         monkeypatch.setattr(Run, 'parts', Parts([], [], [], 'photos'))
         monkeypatch.setattr(settings, 'stage_settings', dict)
         monkeypatch.setattr(Run, 'teacher', None)
-        Path('settings.ini').write_text('[nano]\ndata = sample\n')
+        Path('settings.ini').write_text('[DEFAULT]\n[nano]\ndata = sample\n')
     return put
 
 

@@ -306,7 +306,8 @@ def test_doubles_within_a_part_are_no_leak(table):
 
 def test_a_file_with_two_scores_is_reported_even_within_a_part(table, tmp_path):
     saved(tmp_path/'small.jpg', picture(0).resize((36, 24)))
-    csv = table('image,mos,part', 'a.png,3,train', 'a.png,4,train', 'b.png,4,test', 'small.jpg,5,train', 'c.png,4,train')
+    csv = table('image,mos,part', 'a.png,3,train', 'a.png,4,train', 'b.png,4,test', 'small.jpg,5,train',
+                'c.png,4,train')
     found, = check_csv(csv, split_col='part').problems
     assert found.row == 3 and 'the same file as a.png (train, line 2), but their scores differ, 4 and 3' in found.what
 
