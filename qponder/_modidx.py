@@ -1053,5 +1053,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.watch.Validate.__init__': ('watch.html#validate.__init__', 'qponder/watch.py'),
                                'qponder.watch.Validate.on_step_end': ('watch.html#validate.on_step_end', 'qponder/watch.py'),
                                'qponder.watch.as_trained': ('watch.html#as_trained', 'qponder/watch.py'),
+                               'qponder.watch.my_share': ('watch.html#my_share', 'qponder/watch.py'),
                                'qponder.watch.number': ('watch.html#number', 'qponder/watch.py'),
                                'qponder.watch.validation': ('watch.html#validation', 'qponder/watch.py')}}}

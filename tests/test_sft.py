@@ -13,10 +13,12 @@ from trl import SFTTrainer
 
 from qponder import losses, sft, watch
 from qponder.adapt import StudentSettings
+from qponder.decode import Generation
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo_config
 from qponder.model import tiny_student
 from qponder.photo import pristine
+from qponder.processes import place
 from qponder.scale import QPonderError
 from qponder.see import SeeSettings, see_config, wider
 from qponder.sft import SFTSettings, cold_start, sft_config
@@ -107,6 +109,31 @@ def test_the_tower_stays_frozen_and_the_rest_learns(tmp_path):
     moved = {k for k, v in tiny.model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and not any('vision_tower' in k for k in moved)
     assert any('multi_modal_projector' in k for k in moved)
+
+
+@pytest.mark.parametrize('parted', [False, True])
+def test_processes_divide_the_validation_photos(monkeypatch, parted):
+    "Each asks about its own, unless the student is held in parts, and all come to what one process finds."
+    said = {'a': ('<answer>2.0</answer>', 2.2), 'b': ('nothing', None), 'c': ('<answer>4.0</answer>', None),
+            'd': ('<answer>1.0</answer>', 1.4), 'e': ('<answer>5.0</answer>', 3.)}
+    val, asked, sent = Dataset.from_dict({'path': [*said], 'score': [2., 3, 4, 1, 5]}), [], {}
+    monkeypatch.setattr(watch, 'open_image', lambda path: path)
+    monkeypatch.setattr(watch, 'generate', lambda _, images, batch_size: [
+        asked.append(p) or Generation(said[p][0], True, said[p][1]) for p in images])
+    alone = watch.validation(None, val)
+    assert alone['val_parse_rate'] == .8 and 0 < alone['val_srcc'] < 1
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    if parted: monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    def gather(rows):
+        sent[place().rank] = rows[0]
+        return [sent.get(0, rows[0]), sent.get(1, [])]
+    monkeypatch.setattr('accelerate.utils.gather_object', gather)
+    for rank, photos in (('0', 'ace'), ('1', 'bd')):
+        monkeypatch.setenv('RANK', rank)
+        asked.clear()
+        found = watch.validation(None, val)
+        assert asked == [*('abcde' if parted else photos)]
+    assert found == pytest.approx(alone)
 
 
 def test_stopped_and_continued_is_as_if_never_stopped(tmp_path, ctrl_c):
