@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.model.no_bars': ('model.html#no_bars', 'qponder/model.py'),
                                'qponder.model.plain_generation': ('model.html#plain_generation', 'qponder/model.py'),
                                'qponder.model.question_text': ('model.html#question_text', 'qponder/model.py'),
+                               'qponder.model.rating_dtype': ('model.html#rating_dtype', 'qponder/model.py'),
                                'qponder.model.read_generation': ('model.html#read_generation', 'qponder/model.py'),
                                'qponder.model.read_onnx_tower': ('model.html#read_onnx_tower', 'qponder/model.py'),
                                'qponder.model.read_policy': ('model.html#read_policy', 'qponder/model.py'),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import isfinite, isqrt
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -134,7 +134,7 @@ def adapter_config(
 # %% ../nbs/06b_adapt.ipynb #6bb75612
 def four_bits(
     settings: StudentSettings, # whether to quantise
-) -> dict[str, BitsAndBytesConfig]: # keyword arguments of `from_pretrained`; {}: weights as they are
+) -> dict[str, Any]: # keyword arguments of `from_pretrained`; {}: weights as they are
     "NF4 with quantised constants, as in QLoRA. Raises QPonderError without bitsandbytes"
     if settings.quantise == 'none': return {}
     if not find_spec('bitsandbytes'):
@@ -176,9 +176,10 @@ def load_trainee(
     name: str | Path, # as for `load_student`
     settings: StudentSettings = StudentSettings(), # how it is held, what it sees, how long it may speak
     device: str = 'cpu', # where to put it
+    dtype: torch.dtype = torch.float32, # of its weights; trainings want float32
 ) -> Student:
     "Load a student as its training wants it"
-    student = load_student(name, device, **four_bits(settings))
+    student = load_student(name, device, dtype=dtype, **four_bits(settings))
     limit_pixels(student.processor, settings.min_pixels, settings.max_pixels)
     if settings.max_new_tokens: student.model.generation_config.max_new_tokens = settings.max_new_tokens
     keep_unpacked(student.model)

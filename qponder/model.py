@@ -15,7 +15,7 @@ __all__ = ['TAGS', 'CONTROL', 'CHAT', 'LONGEST', 'ImagePolicy', 'image_processor
            'question_text', 'encode', 'lengthen', 'reread', 'end_tokens', 'read_generation', 'ScoreNext',
            'score_spelling', 'spelt_chances', 'score_place', 'expect_spelt', 'generate_batch', 'drawing', 'generate',
            'no_bars', 'save_student', 'plain_generation', 'check_opening', 'check_folder', 'load_student',
-           'best_device', 'load_to_rate', 'release']
+           'best_device', 'rating_dtype', 'load_to_rate', 'release']
 
 # %% ../nbs/06_model.ipynb #f5b2dd91
 import json
@@ -519,13 +519,20 @@ def best_device(
     torch.cuda.empty_cache()
     return 'cuda' if torch.cuda.mem_get_info()[0] > 1.5 * room else 'cpu'
 
+# %% ../nbs/06_model.ipynb #8bf33a61
+def rating_dtype(
+    device: str, # where a student rates
+) -> torch.dtype:
+    "The precision of a student that does not learn: on a GPU bfloat16, in half the memory."
+    return torch.float32 if device == 'cpu' else torch.bfloat16
+
 # %% ../nbs/06_model.ipynb #ca3fe7ae
 def load_to_rate(
     name: str | Path, # as for `load_student`
     device: str, # where to put it
 ) -> Student:
-    "Load a student that rates and does not learn: on a GPU in bfloat16, in half the memory."
-    return load_student(name, device, **{} if device == 'cpu' else {'dtype': torch.bfloat16})
+    "Load a student that rates and does not learn."
+    return load_student(name, device, dtype=rating_dtype(device))
 
 # %% ../nbs/06_model.ipynb #8e4b8b45
 def release(

@@ -115,7 +115,7 @@ def evaluate_stage(
     "The student before, between and after its trainings rates the test photos, and so do the baselines"
     from qponder.evaluate import evaluate
     from qponder.fast import keep_memory
-    from qponder.model import best_device
+    from qponder.model import best_device, rating_dtype
     keep_memory()
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     for model, stage, n in (('Q-Ponder-CI', 'sft', 'epochs'), ('Q-Ponder', 'grpo', 'steps')):
@@ -123,7 +123,7 @@ def evaluate_stage(
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels or how.max_new_tokens:
         from qponder.adapt import load_trainee
-        base = load_trainee(base, replace(how, quantise='none'), best_device())
+        base = load_trainee(base, replace(how, quantise='none'), best_device(), rating_dtype(best_device()))
     students = {'base': base} | trained
     evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', run.settings.stages['reward'])
 

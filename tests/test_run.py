@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from qponder import run as module
 from qponder import stage as stage_module
 from qponder.cli import main
 from qponder.data import load_sample
-from qponder.run import STAGES, run_stages
+from qponder.run import STAGES, evaluate_stage, run_stages
 from qponder.scale import QPonderError
 from qponder.settings import (Common, Entry, build, convert, default_file, entries, read_ini, read_overrides,
                               read_settings, stage_settings)
@@ -724,6 +725,17 @@ def said_by_students(folder):
     rows = map(json.loads, (folder/'evaluate'/'predictions.jsonl').read_text().splitlines())
     return {(r['model'], r['split'], Path(r['path']).name): (r['text'], r['expected'], r['reward'])
             for r in rows if r['text']}
+
+
+@pytest.mark.parametrize('device, dtype', [('cpu', torch.float32), ('cuda', torch.bfloat16)])
+def test_the_student_before_training_rates_in_the_precision_of_the_others(tmp_path, monkeypatch, device, dtype):
+    held, rated = [], []
+    monkeypatch.setattr('qponder.model.best_device', lambda: device)
+    monkeypatch.setattr('qponder.adapt.load_trainee', lambda name, how, *held_as: held.append(held_as) or name)
+    monkeypatch.setattr('qponder.evaluate.evaluate', lambda students, *a: rated.extend(students))
+    settings = read_settings('nano', ROOT/'settings.ini', ['student_max_pixels=5000'])
+    evaluate_stage(Run(tmp_path, settings, lambda common: Parts([], [], [], 'photos')))
+    assert (held, rated) == ([(device, dtype)], ['base', 'Q-Ponder-CI', 'Q-Ponder'])
 
 
 def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, monkeypatch, capsys):
