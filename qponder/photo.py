@@ -88,7 +88,9 @@ def open_image(
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
     except ImageError: raise
-    except FileNotFoundError as e: raise ImageError(f'{name}: no such file; correct the path or remove it') from e
+    except FileNotFoundError as e:
+        remedy = 'download it first' if str(name).startswith(('http:', 'https:')) else 'correct the path or remove it'
+        raise ImageError(f'{name}: no such file; {remedy}') from e
     except (IsADirectoryError, PermissionError) as e:
         raise ImageError(f'{name}: {e.strerror}; give the path of a photo that may be read') from e
     except UnidentifiedImageError as e:

@@ -3,6 +3,7 @@ import io
 import os
 import warnings
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,11 @@ def table(tmp_path):
 
 def test_missing_file(tmp_path):
     refused(lambda: open_image(tmp_path/'gone.jpg'), 'gone.jpg: no such file', 'correct the path')
+
+
+@pytest.mark.parametrize('address', ['https://a.org/b.jpg', Path('https://a.org/b.jpg')])
+def test_an_address_is_no_file(address):
+    refused(lambda: open_image(address), 'no such file; download it first')
 
 
 def test_folder(tmp_path):
