@@ -590,6 +590,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qponder.predict.predict': ('predict.html#predict', 'qponder/predict.py'),
                                  'qponder.predict.read_predictions': ('predict.html#read_predictions', 'qponder/predict.py'),
                                  'qponder.predict.resume': ('predict.html#resume', 'qponder/predict.py'),
+                                 'qponder.predict.together': ('predict.html#together', 'qponder/predict.py'),
                                  'qponder.predict.values': ('predict.html#values', 'qponder/predict.py')},
             'qponder.processes': { 'qponder.processes.Place': ('processes.html#place', 'qponder/processes.py'),
                                    'qponder.processes.in_parts': ('processes.html#in_parts', 'qponder/processes.py'),

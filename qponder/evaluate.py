@@ -28,7 +28,7 @@ from .faults import Calibration
 from .metrics import (Interval, Logistic4, Metric, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse,
                              srcc)
 from .photo import ImageError
-from .predict import Prediction, Which, predict, read_predictions, resume, values
+from .predict import Prediction, Which, predict, read_predictions, resume, together, values
 from .reward import RewardSettings
 from .scale import HIGH, LOW, QPonderError
 from .trace import parse
@@ -116,22 +116,24 @@ def metrics(
     "All measures of a model; `QPonderError` for a curve that was fitted on the same photos"
     if fit: fit.check(predictions)
     said, human, none = values(predictions, which), np.array([p.score for p in predictions]), Interval(float('nan'))
-    x, y = said[~np.isnan(said)], human[~np.isnan(said)]
+    all_of, there = together(predictions), ~np.isnan(said)
+    x, y, of = said[there], human[there], all_of[there]
     on_scale = len(x) and LOW <= x.min() and x.max() <= HIGH
     paid = [np.array([p.reward.get(k, 0.) for p in predictions]) for k in ('total', 'agreement')]
     worst = float(srcc(values(predictions, which, worst=True), human))
     return Metrics(predictions[0].model, which, len(said), len(said) - len(x),
-        *(bootstrap(fn, x, y, n, seed) for fn in (srcc, krcc, plcc)),
-        bootstrap(plcc, fit.curve(x), y, n, seed) if fit else none,
-        bootstrap(rmse, x, y, n, seed) if on_scale else none, worst, spread(x), float(human.std()),
-        *(bootstrap(_mean, v, human, n, seed) if any(p.reward for p in predictions) else none for v in paid),
+        *(bootstrap(fn, x, y, n, seed, of) for fn in (srcc, krcc, plcc)),
+        bootstrap(plcc, fit.curve(x), y, n, seed, of) if fit else none,
+        bootstrap(rmse, x, y, n, seed, of) if on_scale else none, worst, spread(x), float(human.std()),
+        *(bootstrap(_mean, v, human, n, seed, all_of) if any(p.reward for p in predictions) else none for v in paid),
         fitted_on=f'{len(fit.paths)} {fit.split}' if fit else '')
 
 # %% ../nbs/10_evaluate.ipynb #4628e0f0
 _COLUMNS = {'SRCC': 'srcc', 'KRCC': 'krcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc_fitted', 'RMSE': 'rmse',
             'reward': 'reward', 'agreement': 'agreement'}
-_NOTE = ('Brackets: 95 % bootstrap intervals over the photos. “—”: undefined. Failed answers are left out of the '
-         'correlations; “SRCC worst” puts each at the end of the scale farther from its human score. “PLCC fitted”: '
+_NOTE = ('Brackets: 95 % bootstrap intervals over the photos, copies of one image together. “—”: undefined. Failed '
+         'answers are left out of the correlations; “SRCC worst” puts each at the end of the scale farther from its '
+         'human score. “PLCC fitted”: '
          'after a four-parameter logistic fitted on other photos ({}). '
          'The human scores have a standard deviation of {:.2f}.')
 
@@ -241,7 +243,7 @@ def compare(
         raise QPonderError('the models were asked about different photos: predict the same rows with both')
     a, b = values(one, which, worst), values([second[p.path] for p in one], which, worst)
     both, target = ~(np.isnan(a) | np.isnan(b)), np.array([p.score for p in one])
-    return paired_bootstrap(fn, a[both], b[both], target[both], n, seed)
+    return paired_bootstrap(fn, a[both], b[both], target[both], n, seed, together(one)[both])
 
 # %% ../nbs/10_evaluate.ipynb #ecb4edc9
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def grounding(
     kept = [p for p in predictions if p.ok and p.faults is not None]
     if len(kept) < 3: raise QPonderError(f'{len(kept)} readable answers are too few to swap: it takes three')
     own, others = swapped(kept)
-    return Grounding(*(bootstrap(_mean, v, v, n, seed) for v in (own, others, own - others)))
+    return Grounding(*(bootstrap(_mean, v, v, n, seed, together(kept)) for v in (own, others, own - others)))
 
 # %% ../nbs/10_evaluate.ipynb #05607c91
 @dataclass(frozen=True)

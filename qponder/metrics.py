@@ -9,7 +9,7 @@ neither shows in the table. So every figure here is an `Interval` from a bootstr
 __all__ = ['Metric', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'paired_bootstrap', 'Logistic4', 'logistic4_fit']
 
 # %% ../nbs/09a_metrics.ipynb #5dee80d7
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,13 +85,17 @@ def _interval(
 
 # %% ../nbs/09a_metrics.ipynb #65722c23
 def _resamples(
-    photos: int, # how many there are
+    groups: Sequence[Hashable], # (photos,) the same for photos that are drawn together
     n: int, # how often to draw
     seed: int, # of the drawing
-) -> Iterator[np.ndarray]: # `n` index arrays (photos,)
-    "Draw photos with replacement, as many as there are"
-    rng = np.random.default_rng(seed)
-    return (rng.integers(0, photos, photos) for _ in range(n))
+) -> Iterator[np.ndarray]: # `n` index arrays; `groups` that are all different give (photos,) each
+    "Draw groups of photos with replacement, as many as there are"
+    families, rng = {}, np.random.default_rng(seed)
+    for photo, group in enumerate(groups): families.setdefault(group, []).append(photo)
+    draws = (rng.integers(0, len(families), len(families)) for _ in range(n))
+    if len(families) == len(groups): return draws
+    members = [*families.values()]
+    return (np.concatenate([members[i] for i in draw]) for draw in draws)
 
 # %% ../nbs/09a_metrics.ipynb #fd2add05
 Metric = Callable[[np.ndarray, np.ndarray], float] # predicted and human scores, (photos,) each -> one number
@@ -114,11 +118,13 @@ def bootstrap(
     target: np.ndarray, # (photos,) human scores
     n: int = 1000, # resamples
     seed: int = 0, # of the resampling
-) -> Interval: # 95 %, percentiles; undefined below three photos
+    groups: Sequence[Hashable] | None = None, # (photos,) of each photo, such as its reference image; None: one each
+) -> Interval: # 95 %, percentiles; undefined below three photos or groups
     "A metric with its bootstrap interval (Efron and Tibshirani 1993, chapter 13); repeatable"
     pred, target = np.asarray(pred, dtype=float), np.asarray(target, dtype=float)
-    if len(pred) < 3: return Interval(float('nan'))
-    draws = [_number(fn, pred[i], target[i]) for i in _resamples(len(pred), n, seed)]
+    groups = range(len(pred)) if groups is None else groups
+    if len({*groups}) < 3: return Interval(float('nan') if len(pred) < 3 else _number(fn, pred, target))
+    draws = [_number(fn, pred[i], target[i]) for i in _resamples(groups, n, seed)]
     return _interval(_number(fn, pred, target), np.array(draws))
 
 # %% ../nbs/09a_metrics.ipynb #c52d4682
@@ -129,12 +135,14 @@ def paired_bootstrap(
     target: np.ndarray, # (photos,) human scores
     n: int = 1000, # resamples
     seed: int = 0, # of the resampling
+    groups: Sequence[Hashable] | None = None, # as for `bootstrap`
 ) -> Interval: # of metric(one) - metric(other)
     "How much better the first is than the second, with both judged on the same resamples"
     one, other, target = (np.asarray(x, dtype=float) for x in (one, other, target))
     difference = lambda i: _number(fn, one[i], target[i]) - _number(fn, other[i], target[i])
-    if len(target) < 3: return Interval(float('nan'))
-    draws = [difference(i) for i in _resamples(len(target), n, seed)]
+    groups = range(len(target)) if groups is None else groups
+    if len({*groups}) < 3: return Interval(float('nan') if len(target) < 3 else difference(slice(None)))
+    draws = [difference(i) for i in _resamples(groups, n, seed)]
     return _interval(difference(slice(None)), np.array(draws))
 
 # %% ../nbs/09a_metrics.ipynb #fb8d746e

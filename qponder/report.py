@@ -25,7 +25,7 @@ from .distill import keep_table
 from .filters import load_records
 from .metrics import Interval, bootstrap, paired_bootstrap, srcc
 from .photo import ImageError, img_html, open_image
-from .predict import Prediction, read_predictions
+from .predict import Prediction, read_predictions, together
 from .scale import HIGH, LOW, QPonderError
 from .store import read_rows, write_whole
 from .trace import parse
@@ -151,7 +151,8 @@ def gain(
     "By how much one model ranks better, on the photos that both could rate; paired bootstrap"
     a, b, human = scores(one), scores(other), {p.path: p.score for p in one}
     both = [p for p in human if p in a and p in b]
-    return paired_bootstrap(srcc, *(np.array([d[p] for p in both]) for d in (a, b, human)))
+    copies = together([p for p in one if p.path in both])
+    return paired_bootstrap(srcc, *(np.array([d[p] for p in both]) for d in (a, b, human)), groups=copies)
 
 # %% ../nbs/12_report.ipynb #f2e135a1
 def paid(
@@ -162,7 +163,8 @@ def paid(
     "By how much one model earns more, photo by photo; failures earn nothing"
     earned = [{p.path: p.reward.get(part, 0.) for p in some} for some in (one, other)]
     more = np.array([earned[0][p] - earned[1][p] for p in earned[0] if p in earned[1]])
-    return bootstrap(lambda x, _: np.mean(x, -1), more, more)
+    copies = together([p for p in one if p.path in earned[1]])
+    return bootstrap(lambda x, _: np.mean(x, -1), more, more, groups=copies)
 
 # %% ../nbs/12_report.ipynb #efe9bcfb
 def verdict(

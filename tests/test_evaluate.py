@@ -262,6 +262,18 @@ def test_same_predictions_same_table():
     assert {m.model for m in tabulate(rows, n=50).rows} == {'m', 'other'}
 
 
+def test_copies_of_one_reference_image_are_no_independent_evidence():
+    "Ten copies of each photo: the intervals are as wide as those of a tenth of the photos, wherever there is one."
+    few = [replace(p, reward={'total': 1 - abs(p.greedy - p.score) / 4}) for p in predictions(20, seed=3)]
+    copies = [replace(p, path=f'{k} {p.path}', reference=p.path) for p in few for k in range(10)]
+    apart = [replace(p, reference=None) for p in copies]
+    width = lambda i: i.high - i.low
+    for measure in (lambda said: metrics(said, n=200).srcc, lambda said: metrics(said, n=200).reward,
+                    lambda said: compare(said, [replace(p, greedy=6 - p.score) for p in said], n=200)):
+        narrow, wide, right = (width(measure(said)) for said in (apart, copies, few))
+        assert narrow < .6 * wide and wide == pytest.approx(right, rel=.25)
+
+
 def test_comparison_needs_the_same_photos_and_leaves_out_failures_of_either():
     one, other = predictions(seed=0), [replace(p, model='o', greedy=5 - p.greedy + 1) for p in predictions(seed=0)]
     assert compare(one, other).low > 0 and compare(one, one) == Interval(0, 0, 0)
