@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, Image as ImageColumn
+from datasets import Dataset
+from datasets import Image as ImageColumn
 from PIL import Image
 
 from .photo import ASSETS, DataError, open_image

@@ -116,8 +116,8 @@ def metrics(
     "All measures of a model; `QPonderError` for a curve that was fitted on the same photos"
     if fit: fit.check(predictions)
     said, human, none = values(predictions, which), np.array([p.score for p in predictions]), Interval(float('nan'))
-    all_of, there = together(predictions), ~np.isnan(said)
-    x, y, of = said[there], human[there], all_of[there]
+    copies, there = together(predictions), ~np.isnan(said)
+    x, y, of = said[there], human[there], copies[there]
     on_scale = len(x) and LOW <= x.min() and x.max() <= HIGH
     paid = [np.array([p.reward.get(k, 0.) for p in predictions]) for k in ('total', 'agreement')]
     worst = float(srcc(values(predictions, which, worst=True), human))
@@ -125,7 +125,7 @@ def metrics(
         *(bootstrap(fn, x, y, n, seed, of) for fn in (srcc, krcc, plcc)),
         bootstrap(plcc, fit.curve(x), y, n, seed, of) if fit else none,
         bootstrap(rmse, x, y, n, seed, of) if on_scale else none, worst, spread(x), float(human.std()),
-        *(bootstrap(_mean, v, human, n, seed, all_of) if any(p.reward for p in predictions) else none for v in paid),
+        *(bootstrap(_mean, v, human, n, seed, copies) if any(p.reward for p in predictions) else none for v in paid),
         fitted_on=f'{len(fit.paths)} {fit.split}' if fit else '')
 
 # %% ../nbs/10_evaluate.ipynb #4628e0f0

@@ -31,12 +31,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from fastcore.basics import patch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .adapt import (StudentSettings, adapter_config, answer_as_it_learns, learn_in_float,
-                           set_tower)
+from .adapt import StudentSettings, adapter_config, set_tower
 from .audit import audit
 from .consistency import Answer
 from .decode import asked_as
@@ -49,7 +48,7 @@ from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_ju
 from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_rewards
 from .scale import QPonderError, check_range
 from .served import check_address
-from .sft import asked, both_ways, go_on_from, keep_trained, restore
+from .sft import asked, both_ways, go_on_from, keep_trained, make_ready, restore
 from .share import remember, share_prompts
 from .trace import parse
 from .watch import JsonlLog, Validate, as_trained
@@ -366,7 +365,7 @@ def grpo(
         train_dataset=rows, processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[LookFirst(student, look, settings), log, Alarm(log), SameOrder(),
                    Validate(student, val, settings.eval_every, log), *slow])
-    trainer.remove_callback(PrinterCallback), answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
+    make_ready(trainer)
     for copy in slow if newest else (): copy.load(newest)
     trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)

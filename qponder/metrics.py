@@ -11,6 +11,7 @@ __all__ = ['Metric', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'p
 # %% ../nbs/09a_metrics.ipynb #5dee80d7
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -111,6 +112,19 @@ def _number(
     if found.size == 1: return found.item()
     raise QPonderError(f'a metric gives one number for two arrays (photos,), this one an array of shape {found.shape}')
 
+# %% ../nbs/09a_metrics.ipynb #8f1145f4
+def _drawn(
+    number: Callable[[Any], float], # what the photos of an index come to
+    groups: Sequence[Hashable], # (photos,) as for `_resamples`
+    n: int, # resamples
+    seed: int, # of the resampling
+) -> Interval: # NaN below three photos; without bounds below three groups
+    "A number of all photos, with its bootstrap interval"
+    if len(groups) < 3: return Interval(float('nan'))
+    value = number(slice(None))
+    if len({*groups}) < 3: return Interval(value)
+    return _interval(value, np.array([number(i) for i in _resamples(groups, n, seed)]))
+
 # %% ../nbs/09a_metrics.ipynb #cb3d7e7a
 def bootstrap(
     fn: Metric, # srcc, plcc, krcc, rmse, or one of your own
@@ -122,10 +136,7 @@ def bootstrap(
 ) -> Interval: # 95 %, percentiles; undefined below three photos or groups
     "A metric with its bootstrap interval (Efron and Tibshirani 1993, chapter 13); repeatable"
     pred, target = np.asarray(pred, dtype=float), np.asarray(target, dtype=float)
-    groups = range(len(pred)) if groups is None else groups
-    if len({*groups}) < 3: return Interval(float('nan') if len(pred) < 3 else _number(fn, pred, target))
-    draws = [_number(fn, pred[i], target[i]) for i in _resamples(groups, n, seed)]
-    return _interval(_number(fn, pred, target), np.array(draws))
+    return _drawn(lambda i: _number(fn, pred[i], target[i]), range(len(pred)) if groups is None else groups, n, seed)
 
 # %% ../nbs/09a_metrics.ipynb #c52d4682
 def paired_bootstrap(
@@ -140,10 +151,7 @@ def paired_bootstrap(
     "How much better the first is than the second, with both judged on the same resamples"
     one, other, target = (np.asarray(x, dtype=float) for x in (one, other, target))
     difference = lambda i: _number(fn, one[i], target[i]) - _number(fn, other[i], target[i])
-    groups = range(len(target)) if groups is None else groups
-    if len({*groups}) < 3: return Interval(float('nan') if len(target) < 3 else difference(slice(None)))
-    draws = [difference(i) for i in _resamples(groups, n, seed)]
-    return _interval(difference(slice(None)), np.array(draws))
+    return _drawn(difference, range(len(target)) if groups is None else groups, n, seed)
 
 # %% ../nbs/09a_metrics.ipynb #fb8d746e
 @dataclass(frozen=True)

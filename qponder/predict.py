@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .claims import claims
+from .data import families
 from .distill import _open, _rows
 from .faults import Calibration
 from .photo import ImageError
@@ -70,10 +71,9 @@ def values(
 # %% ../nbs/09b_predict.ipynb #1bd4fc94
 def together(
     predictions: Sequence[Prediction], # of one model on one split
-) -> np.ndarray: # (photos,) the same number for copies of one reference image
+) -> np.ndarray: # (photos,) the same text for copies of one reference image
     "The groups of `metrics.bootstrap`"
-    families = {}
-    return np.array([families.setdefault(p.reference or i, len(families)) for i, p in enumerate(predictions)])
+    return np.array(families([p.reference for p in predictions]))
 
 # %% ../nbs/09b_predict.ipynb #eb0aac88
 def read_predictions(

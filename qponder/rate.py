@@ -219,7 +219,7 @@ def rate(self: Rater,
 # %% ../nbs/11_rate.ipynb #3c8c8250
 def try_open(
     rater: Rater, # who will rate it
-    path: str | Path, # of a photo
+    path: Photo, # a photo, or its name where `file` has its bytes
     file: BinaryIO | None = None, # where its bytes are, if not at `path`
 ) -> Sight | Rating: # a rating of status 'unreadable' where there is no photo to open
     "Open a photo and look at it, or say why not"
@@ -259,11 +259,11 @@ def rate_placed(
 # %% ../nbs/11_rate.ipynb #6a626973
 def rate_many(
     rater: Rater, # who rates
-    paths: Iterable[str | Path] | str | Path, # photos, any number, or one
+    paths: Iterable[Photo] | str | Path, # photos, any number, or one file
     reasons: bool = True, # False: bare scores
     batch_size: int = 16, # photos at a time
-) -> Iterator[Rating]: # one per path, in their order, as soon as each batch is done
-    "Rate photos that are files; a bad one is a row of status 'unreadable'"
+) -> Iterator[Rating]: # one per photo, in their order, as soon as each batch is done
+    "Rate photos; a bad one is a row of status 'unreadable'"
     return rate_placed(rater, ((p, None) for p in several(paths)), reasons, batch_size)
 
 # %% ../nbs/11_rate.ipynb #584d5888

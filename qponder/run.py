@@ -123,7 +123,8 @@ def evaluate_stage(
     base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
     if how.min_pixels or how.max_pixels or how.max_new_tokens:
         from qponder.adapt import load_trainee
-        base = load_trainee(base, replace(how, quantise='none'), best_device(), rating_dtype(best_device()))
+        device = best_device()
+        base = load_trainee(base, replace(how, quantise='none'), device, rating_dtype(device))
     students = {'base': base} | trained
     evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', run.settings.stages['reward'])
 

@@ -11,7 +11,8 @@ The trainer is TRL's `SFTTrainer`. What we hand to it: training rows, a [loss](0
 # %% auto #0
 __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 'sft_rows', 'check_lessons', 'SFTSettings',
            'newest_checkpoint', 'beginning', 'go_on_from', 'restore', 'sft_config', 'population', 'loss_terms',
-           'word_terms', 'LabelCollator', 'TraceTrainer', 'keep_trained', 'teaching', 'pass_on', 'cold_start']
+           'word_terms', 'LabelCollator', 'TraceTrainer', 'make_ready', 'keep_trained', 'teaching', 'pass_on',
+           'cold_start']
 
 # %% ../nbs/08_sft.ipynb #55dcc4e3
 import json
@@ -296,6 +297,14 @@ class TraceTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+# %% ../nbs/08_sft.ipynb #2339e1d3
+def make_ready(
+    trainer: SFTTrainer, # or `GRPOTrainer`, before training
+) -> None:
+    "What every training of a student wants: nothing printed, float32 where it learns, one precision of its answers"
+    trainer.remove_callback(PrinterCallback)
+    answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
+
 # %% ../nbs/08_sft.ipynb #d4bb35d6
 def keep_trained(
     trainer: SFTTrainer, # or `GRPOTrainer`, after training
@@ -360,7 +369,7 @@ def cold_start(
     trainer = TraceTrainer(student.model, args=args, train_dataset=rows,
         processing_class=student.processor, peft_config=adapter_config(student.model, how),
         callbacks=[log, Validate(student, val, settings.eval_every, log)], **taught)
-    trainer.remove_callback(PrinterCallback), answer_as_it_learns(learn_in_float(trainer.model), trainer.args)
+    make_ready(trainer)
     trainer.train(resume_from_checkpoint=restore(student, newest))
     return keep_trained(trainer, student, out)
 

@@ -216,13 +216,14 @@ def leaks(
     split, path = table['split'].astype(object).where(table['split'].notna(), None), table['path']
     mos, first = pd.to_numeric(table['mos'], errors='coerce'), {}
     def same(a, b): return cmp(path[a], path[b], shallow=False)
+    def rated_apart(a, b): return abs(mos[a] - mos[b]) > 0
     for a, b in pairs:
         apart = split[a] is None or split[a] != split[b]
-        if apart or abs(mos[a] - mos[b]) > 0 and same(a, b): first.setdefault(b, a)
+        if apart or rated_apart(a, b) and same(a, b): first.setdefault(b, a)
     def place(i): return f'{Path(path[i]).name} ({split[i] or "no split"}, line {i + 2})'
     def alike(a, b):
         if not same(a, b): return f'nearly {place(a)}'
-        differ = f', but their scores differ, {mos[b]:g} and {mos[a]:g}' if abs(mos[a] - mos[b]) > 0 else ''
+        differ = f', but their scores differ, {mos[b]:g} and {mos[a]:g}' if rated_apart(a, b) else ''
         return f'the same file as {place(a)}{differ}'
     return [Problem(b + 2, path[b], 'duplicate', f'{place(b)} is {alike(a, b)}; keep one of them')
             for b, a in first.items()]
