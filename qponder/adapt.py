@@ -12,7 +12,7 @@ loaded again, has rated eight photos, and differs from its beginning."""
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'StudentSettings', 'limit_pixels', 'tower_weights', 'set_tower', 'learning_matrices', 'check_adapter',
-           'adapter_config', 'four_bits', 'keep_unpacked', 'learn_in_float', 'answer_as_it_learns', 'load_trainee',
+           'adapter_config', 'held_as', 'keep_unpacked', 'learn_in_float', 'answer_as_it_learns', 'load_trainee',
            'merge', 'gathered', 'save_trained', 'score_chances', 'expected_scores', 'eight_photos', 'compare_saved',
            'check_saved']
 
@@ -44,7 +44,7 @@ class StudentSettings:
     "What of a student is trained, and how it is held meanwhile (keys `student_…` of settings.ini)"
     lora_rank: int = 0 # of the adapter; 0: full fine-tuning
     lora_alpha: float = 32. # the adapter's output is multiplied by alpha / rank
-    quantise: Literal['none', '4bit'] = 'none' # 4bit: the weights below the adapter lie in NF4 (QLoRA)
+    quantise: Literal['none', '16bit', '4bit'] = 'none' # of the weights below the adapter: bfloat16, or NF4 (QLoRA)
     tower: Literal['frozen', 'trained'] = 'frozen' # the vision encoder; the projector is trained in any case
     min_pixels: int = 0 # photos with fewer are enlarged; 0: as the student's processor has it
     max_pixels: int = 0 # photos with more are made smaller; 0: likewise
@@ -54,8 +54,8 @@ class StudentSettings:
         check_range(self, lora_rank=(0, 1024), lora_alpha=(.001, 1e4), min_pixels=(0, 1e9), max_pixels=(0, 1e9),
                     max_new_tokens=(0, 32768))
         if self.quantise != 'none' and not self.lora_rank:
-            raise QPonderError(f'quantise = {self.quantise} needs an adapter, for weights in four bits cannot learn: '
-                               'set student_lora_rank, such as 16')
+            raise QPonderError(f'quantise = {self.quantise} needs an adapter, for weights that are so coarse cannot '
+                               'learn: set student_lora_rank, such as 16')
         if 0 < self.max_pixels < self.min_pixels:
             raise QPonderError(f'min_pixels = {self.min_pixels} is more than max_pixels = {self.max_pixels}')
 
@@ -115,9 +115,9 @@ def learning_matrices(
 def check_adapter(
     settings: StudentSettings, # with an adapter or without
 ) -> None:
-    "QPonderError for an adapter over 4-bit weights where each process holds a part of the student"
+    "QPonderError for an adapter over coarse weights where each process holds a part of the student"
     if settings.lora_rank and in_parts() and settings.quantise != 'none':
-        raise QPonderError('student_quantise = 4bit is for processes that each hold the whole student: '
+        raise QPonderError(f'student_quantise = {settings.quantise} is for processes that each hold the whole student: '
                            'launch with ddp-8.yaml, or set student_quantise = none')
 
 # %% ../nbs/06b_adapt.ipynb #cf623d59
@@ -132,11 +132,12 @@ def adapter_config(
     return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names)
 
 # %% ../nbs/06b_adapt.ipynb #6bb75612
-def four_bits(
-    settings: StudentSettings, # whether to quantise
+def held_as(
+    settings: StudentSettings, # how coarse the weights may be
 ) -> dict[str, Any]: # keyword arguments of `from_pretrained`; {}: weights as they are
-    "NF4 with quantised constants, as in QLoRA. Raises QPonderError without bitsandbytes"
+    "bfloat16, or NF4 with quantised constants, as in QLoRA. Raises QPonderError without bitsandbytes"
     if settings.quantise == 'none': return {}
+    if settings.quantise == '16bit': return {'dtype': torch.bfloat16}
     if not find_spec('bitsandbytes'):
         raise QPonderError('student_quantise = 4bit needs bitsandbytes: pip install "qponder[quantised]", '
                            'or set student_quantise = none')
@@ -179,7 +180,7 @@ def load_trainee(
     dtype: torch.dtype = torch.float32, # of its weights; trainings want float32
 ) -> Student:
     "Load a student as its training wants it"
-    student = load_student(name, device, dtype=dtype, **four_bits(settings))
+    student = load_student(name, device, **{'dtype': dtype} | held_as(settings))
     limit_pixels(student.processor, settings.min_pixels, settings.max_pixels)
     if settings.max_new_tokens: student.model.generation_config.max_new_tokens = settings.max_new_tokens
     keep_unpacked(student.model)
@@ -191,9 +192,11 @@ def merge(
     trained: PeftModel, # the same model, as the trainer holds it
     adapter: Path, # where the adapter was saved
 ) -> nn.Module: # without an adapter, in float
-    "Add an adapter's correction to the weights it corrects; out of four bits in main memory, for they grow eightfold"
-    if not getattr(student.model, 'is_quantized', False): return trained.merge_and_unload()
-    return PeftModel.from_pretrained(trained.unload().to('cpu').dequantize(), adapter).merge_and_unload()
+    "Add an adapter's correction to the weights it corrects; coarse ones grow to float32 in main memory first"
+    packed = getattr(student.model, 'is_quantized', False)
+    if not packed and student.model.dtype == torch.float32: return trained.merge_and_unload()
+    bare = trained.unload().to('cpu')
+    return PeftModel.from_pretrained(bare.dequantize() if packed else bare.float(), adapter).merge_and_unload()
 
 # %% ../nbs/06b_adapt.ipynb #39151ff9
 def gathered(
@@ -246,7 +249,7 @@ def eight_photos() -> list[Path]: # of LIVE-C
     return [Path(p) for p in paths[::len(paths) // 8][:8]]
 
 # %% ../nbs/06b_adapt.ipynb #69220b12
-TOLERANCE = {'none': .01, '4bit': .1} # points on 1-5
+TOLERANCE = {'none': .01, '16bit': .01, '4bit': .1} # points on 1-5
 
 # %% ../nbs/06b_adapt.ipynb #f44d7fc3
 def compare_saved(
@@ -278,6 +281,7 @@ def check_saved(
     "Load what was saved, rate eight photos with it and with its base, and compare"
     out, photos = Path(out), eight_photos()
     images, student = [open_image(p) for p in photos], load_trainee(base, settings, device)
+    if settings.quantise == '16bit': student.model.float()
     scores = {'base': expected_scores(student, images)}
     if (out / 'adapter').is_dir():
         student.model = PeftModel.from_pretrained(student.model, out / 'adapter')

@@ -237,7 +237,7 @@ PLAN = {
     'width': 'of a photo, pixels (default: as in the data)', 'height': 'likewise',
     'gpu': 'a100, h100, h200, l40s or 4090 (default: a100)', 'gpus': 'over all machines (default: 1)',
     'sharded': 'weights are spread over the GPUs (FSDP, ZeRO-3)',
-    'bits': 'of a weight that does not learn: 32, 16 or 4 (default: as in student_quantise)',
+    'bits': 'of a weight below an adapter: 32, 16 or 4 (default: as in student_quantise)',
     'hourly': 'price of a GPU (default: 2)',
     'used': "share of the GPU's FLOPs that training gets (default: 0.35)",
     'streamed': 'share of its bandwidth that writing gets (default: 0.4)', 'tokens-per-word': 'default: 1.35',
@@ -259,7 +259,7 @@ def read_plan(
         f'preset {run.settings.preset} names no data: say how many photos there will be, such as --photos 7000')
     own = seen_in(run.parts.train) | own if run.settings.common.data and 'photos' not in own else own
     how = run.settings.stages['student']
-    own = dict(lora=how.lora_rank, tower=how.tower, bits=4 if how.quantise == '4bit' else 32) | own
+    own = dict(lora=how.lora_rank, tower=how.tower, bits={'none': 32, '16bit': 16, '4bit': 4}[how.quantise]) | own
     return build(Plan, '', read_overrides(f'{k.replace("-", "_")}={v}' for k, v in own.items()))
 
 # %% ../nbs/14_cli.ipynb #877a8c3b

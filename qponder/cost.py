@@ -190,7 +190,7 @@ class Plan:
     sharded: bool = False # weights, gradients and optimiser are spread over the GPUs (FSDP, ZeRO-3)
     lora: int = 0 # rank of an adapter on the linear layers of bridge and language model; 0: in full
     tower: Literal['frozen', 'trained'] = 'frozen' # whether it learns, in full
-    bits: int = 32 # of a weight that does not learn: 32, 16 or 4
+    bits: int = 32 # of a weight below an adapter: 32, 16 or 4
     hourly: float = 2. # price of a GPU for an hour, in the currency of the served prices
     used: float = .35 # share of the GPU's FLOPs that training gets, 0.01 to 1
     streamed: float = .4 # share of its bandwidth that writing answers gets, 0.01 to 1
@@ -202,7 +202,8 @@ class Plan:
                     hourly=(0, 1e5), used=(.01, 1), streamed=(.01, 1), tokens_per_word=(.1, 10), aside=(0, 80))
         if self.gpu not in GPUS: raise QPonderError(f'gpu = {self.gpu} is unknown: choose one of {", ".join(GPUS)}')
         if self.bits not in (32, 16, 4): raise QPonderError(f'bits = {self.bits}: choose 32, 16 or 4')
-        if self.bits == 4 and not self.lora: raise QPonderError('bits = 4 holds weights that do not learn: give lora')
+        if self.bits < 32 and not self.lora:
+            raise QPonderError(f'bits = {self.bits} is for weights below an adapter: give lora')
 
 # %% ../nbs/12d_cost.ipynb #0c9d8e72
 def learning(
@@ -305,8 +306,7 @@ def stream_seconds(
 # %% ../nbs/12d_cost.ipynb #a5416b5f
 @patch(as_prop=True)
 def moved(self: Plan) -> float: # bytes for each weight, when a token is written
-    bits = self.bits if self.lora else 32
-    return 2. if self.sharded or bits == 16 else bits / 8 + 4
+    return 2. if self.sharded or self.bits == 16 else self.bits / 8 + 4
 
 # %% ../nbs/12d_cost.ipynb #e9f02151
 def write_seconds(

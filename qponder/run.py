@@ -206,11 +206,11 @@ def check_layout_of(
 ) -> None:
     "`QPonderError` for a cold start that these processes, or this machine, cannot give, unless it is finished"
     if is_done(run, 'cold-start'): return
-    from qponder.adapt import check_adapter, four_bits
+    from qponder.adapt import check_adapter, held_as
     from qponder.own import check_speaker
     from qponder.processes import shared
     sft, how, world = run.settings.stages['sft'], run.settings.stages['student'], place().world
-    check_adapter(how), four_bits(how)
+    check_adapter(how), held_as(how)
     if sft.epochs and sft.words == 'own': check_speaker()
     if sft.epochs: shared(sft.batch_size * sft.accumulate, sft.batch_size, world, 'sft_batch_size and sft_accumulate')
     if run.settings.stages['see'].epochs and world > 1: raise QPonderError('see_epochs trains the tower of a small '

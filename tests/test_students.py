@@ -383,7 +383,7 @@ def test_expected_scores_by_hand(kind):
     assert expect_spelt(student, photo, answer) == pytest.approx(mean, abs=1e-4)
 
 
-# four bits
+# coarse weights below an adapter
 
 def test_four_bits_need_an_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(adapt, 'find_spec', lambda name: None)
@@ -392,13 +392,19 @@ def test_four_bits_need_an_extra(monkeypatch, tmp_path):
         load_trainee(base, replace(SMALL, quantise='4bit'))
 
 
-@pytest.mark.skipif(not find_spec('bitsandbytes'), reason='needs the extra quantised')
-def test_an_adapter_over_four_bits_survives_saving(tmp_path, monkeypatch):
-    learned, train = set(), sft.TraceTrainer.train
+@pytest.fixture
+def learned(monkeypatch):
+    "The precisions of what a cold start trains."
+    seen, train = set(), sft.TraceTrainer.train
     def note(self, **how):
-        learned.update(w.dtype for w in self.model.parameters() if w.requires_grad)
+        seen.update(w.dtype for w in self.model.parameters() if w.requires_grad)
         return train(self, **how)
     monkeypatch.setattr(sft.TraceTrainer, 'train', note)
+    return seen
+
+
+@pytest.mark.skipif(not find_spec('bitsandbytes'), reason='needs the extra quantised')
+def test_an_adapter_over_four_bits_survives_saving(tmp_path, learned):
     base, how = save_student(tiny_vlm('qwen2.5-vl', width=64), tmp_path/'base'), replace(SMALL, quantise='4bit')
     student = load_trainee(base, how)
     assert type(student.model.model.language_model.layers[0].mlp.up_proj).__name__ == 'Linear4bit'
@@ -409,10 +415,26 @@ def test_an_adapter_over_four_bits_survives_saving(tmp_path, monkeypatch):
     assert 'quantization_config' not in json.loads((tmp_path/'sft'/'model'/'config.json').read_text())
 
 
+@pytest.mark.parametrize('kind', ALL)
+def test_an_adapter_over_sixteen_bits_survives_both_trainings(kind, tmp_path, learned):
+    how = replace(SMALL, quantise='16bit')
+    base = save_student(tiny_vlm(kind), tmp_path/'base')
+    student = load_trainee(base, how)
+    assert {w.dtype for w in student.model.parameters()} == {torch.bfloat16}
+    ci = cold_start(student, RECORDS, tmp_path/'sft', SFT, how=how)
+    assert learned == {torch.float32}
+    gaps = check_saved(tmp_path/'sft', base, how)
+    assert gaps['adapter from base'] > 1e-3 and gaps['model from adapter'] < 1e-4
+    trained = grpo(load_trainee(ci, how), RECORDS, tmp_path/'grpo', replace(GRPO, steps=1, warmup=0), how=how)
+    for folder in (ci, trained):
+        assert {w.dtype for w in load_file(folder/'model.safetensors').values()} == {torch.float32}
+        assert json.loads((folder/'config.json').read_text())['dtype'] == 'float32'
+
+
 # settings
 
 @pytest.mark.parametrize('line, says', [
-    (['student_quantise=4bit'], 'student_lora_rank'), (['student_quantise=8bit'], 'none, 4bit'),
+    (['student_quantise=4bit'], 'student_lora_rank'), (['student_quantise=16bit'], 'student_lora_rank'), (['student_quantise=8bit'], 'none, 16bit, 4bit'),
     (['student_tower=thawed'], 'frozen, trained'), (['student_lora_rank=-1'], 'student_lora_rank = -1'),
     (['student_min_pixels=9', 'student_max_pixels=4'], 'more than max_pixels'),
     (['student_lora_rank=4', 'see_epochs=1'], 'do not go together')])
