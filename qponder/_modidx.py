@@ -924,6 +924,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.spoil.counterfactual': ('spoil.html#counterfactual', 'qponder/spoil.py'),
                                'qponder.spoil.ordered_pairs': ('spoil.html#ordered_pairs', 'qponder/spoil.py'),
                                'qponder.spoil.random_damage': ('spoil.html#random_damage', 'qponder/spoil.py'),
+                               'qponder.spoil.read_damage': ('spoil.html#read_damage', 'qponder/spoil.py'),
                                'qponder.spoil.severity_degree': ('spoil.html#severity_degree', 'qponder/spoil.py'),
                                'qponder.spoil.spoil': ('spoil.html#spoil', 'qponder/spoil.py')},
             'qponder.stage': { 'qponder.stage.Parts': ('stage.html#parts', 'qponder/stage.py'),

@@ -25,7 +25,7 @@ import numpy as np
 from .claims import ASPECTS, FAULTS, Claims, claims
 from .degrade import DEGRADATIONS
 from .scale import level_bounds
-from .spoil import severity_degree
+from .spoil import read_damage, severity_degree
 
 # %% ../nbs/07b_consistency.ipynb #47c8a99e
 def level_agreement(
@@ -122,9 +122,9 @@ def damage_reward(
     damage: str, # what was done to the photo, such as 'jpeg 3', see `spoil.spoil`
 ) -> float: # 0, .25 for the fault, 1 for the fault and its degree
     "Does the reasoning name what was done to the photo? (Q-Insight, with our faults and degrees)"
-    name, severity = damage.split()
+    name, severity = read_damage(damage)
     degree = said.faults.get(DEGRADATIONS[name].fault, 0)
-    return .25 * (degree > 0) + .75 * (degree == severity_degree(int(severity)))
+    return .25 * (degree > 0) + .75 * (degree == severity_degree(severity))
 
 # %% ../nbs/07b_consistency.ipynb #94530b11
 Consistency = Literal['vote', 'care', 'difference', 'text', 'judge']

@@ -38,7 +38,7 @@ from .filters import FILTERS, DistillSettings, Record, _target, apply_filters, l
 from .marks import JUDGE, judge_prompt, read_marks
 from .photo import ImageError, open_photo, photo_view
 from .scale import LOW, QPonderError
-from .spoil import random_damage, spoil
+from .spoil import random_damage, read_damage, spoil
 from .store import load_settled, rewrite, write_records
 from .teacher import MeasuredTeacher, Request, Teacher, image_sha, known_faults, photo_faults
 from .trace import Prompt, Trace, prompt_hash
@@ -187,9 +187,9 @@ def versions(
     plain = dict(row) | {'damage': ''}
     for view in range(settings.views): yield plain | {'view': view}, photo_view(photo, view)
     for damage in damages(photo, settings.spoiled, seed, settings.spoiled_even) if row.get('score') is not None else ():
-        kind, severity = damage.split()
-        known = dict(view=0, damage=damage, distortion=kind, severity=int(severity))
-        yield plain | known | {'score': spoiled_score(row['score'], int(severity))}, spoil(photo, damage)
+        kind, severity = read_damage(damage)
+        known = dict(view=0, damage=damage, distortion=kind, severity=severity)
+        yield plain | known | {'score': spoiled_score(row['score'], severity)}, spoil(photo, damage)
 
 # %% ../nbs/05_distill.ipynb #d7e9c89e
 def faults_to_tell(

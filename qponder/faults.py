@@ -149,9 +149,11 @@ def degrees(
 def aspect_degrees(
     faults: Mapping[str, int], # fault -> degree
 ) -> dict[str, int]: # every one of `ASPECTS` -> 0 to 3
-    "The worst degree within each aspect, 0 where nothing is wrong"
+    "The worst degree within each aspect, 0 where nothing is wrong; `QPonderError` for an unknown fault or degree"
     worst = dict.fromkeys(ASPECTS, 0)
     for fault, degree in faults.items():
+        if fault not in FAULTS or degree not in range(4):
+            raise QPonderError(f"fault {fault!r}: {degree!r}: give a degree from 0 to 3 to one of {', '.join(FAULTS)}")
         worst[FAULTS[fault].aspect] = max(worst[FAULTS[fault].aspect], degree)
     return worst
 

@@ -81,6 +81,7 @@ def open_image(
 ) -> Image.Image: # RGB, upright
     "Open a photo, or raise `ImageError` naming the file and the remedy. Never another image"
     name = path if isinstance(path, (str, Path)) else 'image in memory'
+    if getattr(path, 'closed', False): raise ImageError(f'{name}: the file is closed; open it again')
     try:
         with Image.open(path) as image:
             if reason := why_not(image): raise ImageError(f'{name}: {reason}')

@@ -263,7 +263,8 @@ def rate_many(
     reasons: bool = True, # False: bare scores
     batch_size: int = 16, # photos at a time
 ) -> Iterator[Rating]: # one per photo, in their order, as soon as each batch is done
-    "Rate photos; a bad one is a row of status 'unreadable'"
+    "Rate photos; a bad one is a row of status 'unreadable'. Raises QPonderError for a batch of none"
+    if batch_size < 1: raise QPonderError(f'batch_size = {batch_size}: rate at least 1 photo at a time')
     return rate_placed(rater, ((p, None) for p in several(paths)), reasons, batch_size)
 
 # %% ../nbs/11_rate.ipynb #584d5888

@@ -16,6 +16,8 @@ __all__ = ['LOW', 'HIGH', 'LEVELS', 'LEVEL_SCORES', 'QPonderError', 'check_range
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 
 import numpy as np
 from fastcore.basics import patch
@@ -61,8 +63,9 @@ class Scale:
     higher_is_better: bool = True # False for difference scores such as CSIQ's DMOS
 
     def __post_init__(self):
-        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
-            raise QPonderError(f"scale low={self.low}, high={self.high}: `low` must be a finite number below `high`")
+        numbers = all(isinstance(end, Real) and isfinite(end) for end in (self.low, self.high))
+        if not (numbers and self.low < self.high):
+            raise QPonderError(f"scale low={self.low!r}, high={self.high!r}: `low` must be a finite number below `high`")
 
 # %% ../nbs/00_scale.ipynb #1ef71910
 @patch
