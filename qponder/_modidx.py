@@ -981,6 +981,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qponder.tables.cannot_open': ('tables.html#cannot_open', 'qponder/tables.py'),
                                 'qponder.tables.check_command': ('tables.html#check_command', 'qponder/tables.py'),
                                 'qponder.tables.check_csv': ('tables.html#check_csv', 'qponder/tables.py'),
+                                'qponder.tables.cramped': ('tables.html#cramped', 'qponder/tables.py'),
                                 'qponder.tables.declare': ('tables.html#declare', 'qponder/tables.py'),
                                 'qponder.tables.examine': ('tables.html#examine', 'qponder/tables.py'),
                                 'qponder.tables.keep_together': ('tables.html#keep_together', 'qponder/tables.py'),

@@ -65,7 +65,8 @@ class Scale:
     def __post_init__(self):
         numbers = all(isinstance(end, Real) and isfinite(end) for end in (self.low, self.high))
         if not (numbers and self.low < self.high):
-            raise QPonderError(f"scale low={self.low!r}, high={self.high!r}: `low` must be a finite number below `high`")
+            raise QPonderError(f"scale low={self.low!r}, high={self.high!r}: "
+                               "`low` must be a finite number below `high`")
 
 # %% ../nbs/00_scale.ipynb #1ef71910
 @patch

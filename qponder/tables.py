@@ -8,8 +8,8 @@ columns, scores, files, duplicates across the split. A check lists every problem
 # %% auto #0
 __all__ = ['NOTHING', 'KNOWN', 'PARTS', 'Problem', 'Report', 'CsvFormat', 'read_text', 'read_records', 'wrong_heading',
            'read_table', 'to_numbers', 'to_steps', 'read_csv', 'wrong_number', 'cannot_open', 'look', 'leaks',
-           'keep_together', 'wrong_parts', 'too_few', 'misfits', 'examine', 'declare', 'check_csv', 'check_command',
-           'load_csv', 'load_data']
+           'keep_together', 'wrong_parts', 'too_few', 'cramped', 'misfits', 'examine', 'declare', 'check_csv',
+           'check_command', 'load_csv', 'load_data']
 
 # %% ../nbs/02a_tables.ipynb #521bff67
 import warnings
@@ -36,7 +36,7 @@ class Problem:
     "A row that cannot be used as it is"
     row: int # line in the CSV file, the heading being line 1
     file: str # its photo
-    kind: str # 'score', 'spread', 'unreadable', 'duplicate' or 'parts'
+    kind: str # 'score', 'spread', 'unreadable', 'duplicate', 'parts' or 'scale'
     what: str # what is wrong, and the remedy
 
 # %% ../nbs/02a_tables.ipynb #10aa137f
@@ -49,8 +49,8 @@ class Report:
 
     @property
     def bad(self) -> set[int]: # lines of the CSV file
-        "Rows that cannot be loaded; a duplicate can, and so can a photo of a part that no run knows"
-        return {p.row for p in self.problems if p.kind not in ('duplicate', 'parts')}
+        "Rows that cannot be loaded; a duplicate can, and what is said of the file as a whole spares its rows"
+        return {p.row for p in self.problems if p.kind not in ('duplicate', 'parts', 'scale')}
 
     def __str__(self):
         head = f'{self.csv}: {self.rows} rows, {len(self.problems)} problems'
@@ -270,13 +270,26 @@ def too_few(
     if n >= least or (split == 'val').any(): return ''
     return f'too few photos (or references) for {least} parts: {n}; add some'
 
+# %% ../nbs/02a_tables.ipynb #39eebec9
+def cramped(
+    mos: pd.Series, # scores in the dataset's units; NaN where there is none
+    form: CsvFormat, # the scale
+) -> str: # what is wrong and the remedy; '' if nothing
+    "Whether ten or more scores keep to less than a twentieth of their scale"
+    low, high = mos.min(), mos.max()
+    if mos.count() < 10 or high - low >= .05 * (form.high - form.low): return ''
+    return (f'all scores lie from {low:g} to {high:g}, on a scale from {form.low:g} to {form.high:g}; '
+            'correct `low` and `high`, if that is not their scale')
+
 # %% ../nbs/02a_tables.ipynb #d01365ca
 def misfits(
     table: pd.DataFrame, # from `keep_together`
-) -> list[Problem]: # none if the parts are as a run wants them
-    "What is wrong with the parts"
-    found = wrong_parts(table['split']) or [(0, few) for few in [too_few(table)] if few]
-    return [Problem(int(table.index[i]) + 2, table['path'].iloc[i], 'parts', what) for i, what in found]
+    form: CsvFormat, # the scale
+) -> list[Problem]: # none if scale and parts are as a run wants them
+    "What is wrong with the file as a whole"
+    found = [(i, 'parts', what) for i, what in wrong_parts(table['split']) or [(0, too_few(table))]]
+    found += [(0, 'scale', cramped(pd.to_numeric(table['mos'], errors='coerce'), form))]
+    return [Problem(int(table.index[i]) + 2, table['path'].iloc[i], kind, what) for i, kind, what in found if what]
 
 # %% ../nbs/02a_tables.ipynb #dd5ff35a
 def examine(
@@ -288,7 +301,7 @@ def examine(
     problems, hashes = look(table, form)
     pairs = near_duplicates(hashes)
     whole = keep_together(table, pairs)
-    problems = sorted(problems + leaks(table, pairs) + misfits(whole), key=lambda p: p.row)
+    problems = sorted(problems + leaks(table, pairs) + misfits(whole, form), key=lambda p: p.row)
     return whole, Report(str(csv), len(table), tuple(problems))
 
 # %% ../nbs/02a_tables.ipynb #2749adf8
@@ -335,6 +348,8 @@ def load_csv(
     doubles = sum(p.kind == 'duplicate' for p in report.problems)
     if doubles and declared.split_col:
         warnings.warn(f'{csv}: {doubles} doubles across the split, or with two scores; {more}', stacklevel=2)
+    for p in report.problems:
+        if p.kind == 'scale': warnings.warn(f'{csv}: {p.what}', stacklevel=2)
     table = table.drop(index=[r - 2 for r in report.bad])
     if table.empty: raise DataError(f'{csv}: none of its {report.rows} rows can be used; {more}')
     card = DatasetCard(Path(csv).stem, declared.low, declared.high, declared.higher_is_better, bool(declared.std_col))

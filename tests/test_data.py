@@ -2,6 +2,7 @@
 import io
 import os
 import warnings
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -303,6 +304,15 @@ def test_exact_and_near_doubles_across_the_split(table, tmp_path):
     assert 'small.jpg (test, line 5) is nearly b.png (train, line 3); keep one of them' in close.what
     with pytest.warns(UserWarning, match='2 doubles across the split.*qponder check'):
         assert len(load_csv(csv, split_col='part')) == 5
+
+
+@pytest.mark.parametrize('high, told', [(100, True), (2, False)])
+def test_scores_of_another_scale_are_reported_and_loaded(table, high, told):
+    csv = table('image,mos', *(f'{name}.png,{i / 10}' for i, name in enumerate('abcabcabcab')))
+    found = [p for p in check_csv(csv, low=0, high=high).problems if p.kind == 'scale']
+    assert bool(found) == told
+    with pytest.warns(UserWarning, match='from 0 to 1, on a scale from 0 to 100') if told else nullcontext():
+        assert len(load_csv(csv, low=0, high=high)) == 11
 
 
 def test_doubles_within_a_part_are_no_leak(table):

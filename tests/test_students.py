@@ -434,7 +434,8 @@ def test_an_adapter_over_sixteen_bits_survives_both_trainings(kind, tmp_path, le
 # settings
 
 @pytest.mark.parametrize('line, says', [
-    (['student_quantise=4bit'], 'student_lora_rank'), (['student_quantise=16bit'], 'student_lora_rank'), (['student_quantise=8bit'], 'none, 16bit, 4bit'),
+    (['student_quantise=4bit'], 'student_lora_rank'), (['student_quantise=16bit'], 'student_lora_rank'),
+    (['student_quantise=8bit'], 'none, 16bit, 4bit'),
     (['student_tower=thawed'], 'frozen, trained'), (['student_lora_rank=-1'], 'student_lora_rank = -1'),
     (['student_min_pixels=9', 'student_max_pixels=4'], 'more than max_pixels'),
     (['student_lora_rank=4', 'see_epochs=1'], 'do not go together')])
