@@ -8,6 +8,7 @@ Modules:
 - `qponder.baselines`: What a constant, a ridge regression on measurements, and BRISQUE reach on the same photos
 - `qponder.chinese`: Chinese reasoning, read by putting English words of the lexicon in the place of its quality terms
 - `qponder.claims`: The words for faults and their degrees, and a reader that finds them in free text
+- `qponder.compare`: Two runs, the same test photos: is one better, and by more than noise?
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
 - `qponder.cost`: What a student takes: parameters, tokens, bytes and operations of a step, by arithmetic
 - `qponder.data`: Rated photographs: dataset cards, the sample that ships, splits, and a check for leaks

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PLAN', 'RUNS', 'add_settings', 'given', 'run_folder', 'open_run', 'do_stages', 'find_run', 'do_report',
-           'do_sheet', 'do_pairs', 'do_init', 'complain', 'do_check', 'device_for', 'do_rate', 'read_tower', 'do_base',
-           'do_doctor', 'read_plan', 'do_estimate', 'do_parity', 'do_shards', 'add_place', 'add_run', 'add_photos',
-           'add_others', 'add_shards', 'add_machine', 'make_parser', 'calm', 'main']
+           'do_compare', 'do_sheet', 'do_pairs', 'do_init', 'complain', 'do_check', 'device_for', 'do_rate',
+           'read_tower', 'do_base', 'do_doctor', 'read_plan', 'do_estimate', 'do_parity', 'do_shards', 'add_place',
+           'add_run', 'add_photos', 'add_others', 'add_shards', 'add_machine', 'make_parser', 'calm', 'main']
 
 # %% ../nbs/14_cli.ipynb #2cc30a39
 import argparse, logging, os, re, sys, warnings
@@ -95,6 +95,17 @@ def do_report(
     if gone := gone_pictures(page.parent): print(gone)
     made = [m for m in (page.parent / s / 'model' for s in ('grpo', 'cold-start')) if m.is_dir()]
     if made: print(f'to rate with it: qponder rate --model {made[0]} PHOTO')
+    return 0
+
+# %% ../nbs/14_cli.ipynb #620e3a5b
+def do_compare(
+    args: argparse.Namespace, # one, other, models
+) -> int: # exit code
+    "`qponder compare`"
+    from qponder.compare import compare_runs
+    from qponder.scale import QPonderError
+    if len(args.models) > 2: raise QPonderError('--models: give one name, or one for each run')
+    print(compare_runs(args.one, args.other, (args.models[0], args.models[-1])))
     return 0
 
 # %% ../nbs/14_cli.ipynb #36b6269a
@@ -360,12 +371,16 @@ def add_photos(
 def add_others(
     commands: Any, # what `add_subparsers` gives, changed in place
 ) -> None:
-    "Report, sheet, pairs, check and init"
+    "Report, sheet, compare, pairs, check and init"
     for name, do, text in (('report', do_report, 'write report.html from what a run has stored'),
                            ('sheet', do_sheet, 'write sheet.html: traces kept and dropped, with their photos')):
         p = commands.add_parser(name, help=text)
         p.set_defaults(do=do)
         add_place(p)
+    p = commands.add_parser('compare', help='is one of two runs better, and by more than noise?')
+    p.set_defaults(do=do_compare)
+    for name in ('one', 'other'): p.add_argument(name, metavar='RUN', help="a run's folder, or its predictions.jsonl")
+    p.add_argument('--models', nargs='+', default=['Q-Ponder'], help='of both, or one of each (default: Q-Ponder)')
     p = commands.add_parser('pairs', help='the teacher says which of two photos is better, and why')
     add_run(p, ())
     p.set_defaults(do=do_pairs)

@@ -13,10 +13,12 @@ import pytest
 from qponder import __version__, run, settings
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
 from qponder.photo import pristine
+from qponder.predict import Prediction
 from qponder.run import STAGES
 from qponder.scale import QPonderError
 from qponder.settings import Common
 from qponder.stage import Parts, Run, Stage
+from qponder.store import write_records
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'PIL', 'matplotlib', 'pandas', 'scipy'}
@@ -60,8 +62,8 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit): main(['--help'])
     out = capsys.readouterr().out
-    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'sheet', 'pairs', 'rate', 'init', 'check', 'base', \
-        'doctor', 'estimate', 'parity', 'shards'
+    names = 'run', 'distill', 'sft', 'grpo', 'evaluate', 'report', 'sheet', 'compare', 'pairs', 'rate', 'init', \
+        'check', 'base', 'doctor', 'estimate', 'parity', 'shards'
     assert not [n for n in names if f'\n    {n} ' not in out]
 
 
@@ -70,8 +72,19 @@ def test_the_script_is_installed():
     assert found == ['qponder.cli:main']
 
 
+def test_two_models_of_a_run_are_compared(tmp_path, capsys):
+    said = [Prediction(model, f'{i}.jpg', 'test', 1 + i / 10, greedy=1 + (i * step % 41) / 10)
+            for model, step in (('base', 7), ('Q-Ponder', 1)) for i in range(41)]
+    write_records(tmp_path/'predictions.jsonl', said)
+    file = str(tmp_path/'predictions.jsonl')
+    assert main(['compare', file, file, '--models', 'base', 'Q-Ponder']) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| SRCC')]
+    assert len(rows) == 1 and '| 1.000 [1.000, 1.000] |' in rows[0] and rows[0].endswith('| better |')
+    assert main(['compare', file, file, '--models', 'a', 'b', 'c']) == 2 and '--models' in capsys.readouterr().err
+
+
 WRONG = ([], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check'], ['base', 'x.onnx', 'a.png'],
-         ['rate', 'a.jpg', '--score'], ['check', 'a.csv', '--hig', '9'], ['doctor', '--run', 'x'])
+         ['rate', 'a.jpg', '--score'], ['compare', 'a'], ['check', 'a.csv', '--hig', '9'], ['doctor', '--run', 'x'])
 
 
 @pytest.mark.parametrize('args', WRONG)
