@@ -501,6 +501,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qponder.metrics._drawn': ('metrics.html#_drawn', 'qponder/metrics.py'),
                                  'qponder.metrics._interval': ('metrics.html#_interval', 'qponder/metrics.py'),
                                  'qponder.metrics._number': ('metrics.html#_number', 'qponder/metrics.py'),
+                                 'qponder.metrics._numbers': ('metrics.html#_numbers', 'qponder/metrics.py'),
                                  'qponder.metrics._resamples': ('metrics.html#_resamples', 'qponder/metrics.py'),
                                  'qponder.metrics.bootstrap': ('metrics.html#bootstrap', 'qponder/metrics.py'),
                                  'qponder.metrics.krcc': ('metrics.html#krcc', 'qponder/metrics.py'),

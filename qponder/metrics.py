@@ -11,9 +11,9 @@ __all__ = ['Metric', 'plcc', 'srcc', 'krcc', 'rmse', 'Interval', 'bootstrap', 'p
 # %% ../nbs/09a_metrics.ipynb #5dee80d7
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from fastcore.basics import chunked
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau, rankdata
 
@@ -112,18 +112,31 @@ def _number(
     if found.size == 1: return found.item()
     raise QPonderError(f'a metric gives one number for two arrays (photos,), this one an array of shape {found.shape}')
 
+# %% ../nbs/09a_metrics.ipynb #359c10cd
+_BY_ROW = plcc, srcc, krcc, rmse # these take resamples as rows
+
+# %% ../nbs/09a_metrics.ipynb #bbdb2298
+def _numbers(
+    fn: Metric, # any
+    pred: np.ndarray, # (resamples, photos) predicted scores
+    target: np.ndarray, # (resamples, photos) human scores
+) -> np.ndarray: # (resamples,)
+    "What a metric says of each resample; `QPonderError` as for `_number`"
+    return fn(pred, target) if fn in _BY_ROW else np.array([_number(fn, p, t) for p, t in zip(pred, target)])
+
 # %% ../nbs/09a_metrics.ipynb #8f1145f4
 def _drawn(
-    number: Callable[[Any], float], # what the photos of an index come to
+    numbers: Callable[[np.ndarray], np.ndarray], # resamples as rows of indices -> what each comes to
     groups: Sequence[Hashable], # (photos,) as for `_resamples`
     n: int, # resamples
     seed: int, # of the resampling
 ) -> Interval: # NaN below three photos; without bounds below three groups
     "A number of all photos, with its bootstrap interval"
     if len(groups) < 3: return Interval(float('nan'))
-    value = number(slice(None))
+    value, alone = float(numbers(np.arange(len(groups))[None])[0]), len({*groups}) == len(groups)
     if len({*groups}) < 3: return Interval(value)
-    return _interval(value, np.array([number(i) for i in _resamples(groups, n, seed)]))
+    some = chunked(_resamples(groups, n, seed), 50 if alone else 1) # with groups, no two need be equally long
+    return _interval(value, np.concatenate([numbers(np.stack(i)) for i in some]))
 
 # %% ../nbs/09a_metrics.ipynb #cb3d7e7a
 def bootstrap(
@@ -136,7 +149,7 @@ def bootstrap(
 ) -> Interval: # 95 %, percentiles; undefined below three photos or groups
     "A metric with its bootstrap interval (Efron and Tibshirani 1993, chapter 13); repeatable"
     pred, target = np.asarray(pred, dtype=float), np.asarray(target, dtype=float)
-    return _drawn(lambda i: _number(fn, pred[i], target[i]), range(len(pred)) if groups is None else groups, n, seed)
+    return _drawn(lambda i: _numbers(fn, pred[i], target[i]), range(len(pred)) if groups is None else groups, n, seed)
 
 # %% ../nbs/09a_metrics.ipynb #c52d4682
 def paired_bootstrap(
@@ -150,7 +163,7 @@ def paired_bootstrap(
 ) -> Interval: # of metric(one) - metric(other)
     "How much better the first is than the second, with both judged on the same resamples"
     one, other, target = (np.asarray(x, dtype=float) for x in (one, other, target))
-    difference = lambda i: _number(fn, one[i], target[i]) - _number(fn, other[i], target[i])
+    difference = lambda i: _numbers(fn, one[i], target[i]) - _numbers(fn, other[i], target[i])
     return _drawn(difference, range(len(target)) if groups is None else groups, n, seed)
 
 # %% ../nbs/09a_metrics.ipynb #fb8d746e
