@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluate import compare
+from .evaluate import compare, unique
 from .metrics import Interval, bootstrap, plcc, srcc
 from .predict import Prediction, Which, read_predictions, together, values
 from .scale import QPonderError
@@ -76,11 +76,12 @@ def read_answers(
     place: str | Path, # a run's folder, or its predictions.jsonl
     model: str = 'Q-Ponder', # a row of its table
 ) -> list[Prediction]: # about the test photos
-    "What a run's model said. Raises QPonderError where there is nothing of it"
+    "What a run's model said. Raises QPonderError where there is nothing of it, or a photo twice"
     file = Path(place) / 'evaluate' / 'predictions.jsonl' if Path(place).is_dir() else Path(place)
     if not file.is_file(): raise QPonderError(f'{file}: no such file; finish the run, or correct the path')
     test = [p for p in read_predictions(file) if p.split == 'test']
-    if found := [p for p in test if p.model == model]: return found
+    unique(found := [p for p in test if p.model == model])
+    if found: return found
     there = ', '.join(dict.fromkeys(p.model for p in test)) or 'no model'
     raise QPonderError(f'{file}: nothing by {model!r} about test photos, only by {there}; name one with --models')
 

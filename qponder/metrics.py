@@ -135,8 +135,9 @@ def _drawn(
     if len(groups) < 3: return Interval(float('nan'))
     value, alone = float(numbers(np.arange(len(groups))[None])[0]), len({*groups}) == len(groups)
     if len({*groups}) < 3: return Interval(value)
-    some = chunked(_resamples(groups, n, seed), 50 if alone else 1) # with groups, no two need be equally long
-    return _interval(value, np.concatenate([numbers(np.stack(i)) for i in some]))
+    at_once = max(1, 100_000 // len(groups)) if alone else 1 # with groups, no two need be equally long
+    rows = (np.stack(some) for some in chunked(_resamples(groups, n, seed), at_once))
+    return _interval(value, np.concatenate([*map(numbers, rows)]))
 
 # %% ../nbs/09a_metrics.ipynb #cb3d7e7a
 def bootstrap(
