@@ -133,9 +133,9 @@ def _drawn(
 ) -> Interval: # NaN below three photos; without bounds below three groups
     "A number of all photos, with its bootstrap interval"
     if len(groups) < 3: return Interval(float('nan'))
-    value, alone = float(numbers(np.arange(len(groups))[None])[0]), len({*groups}) == len(groups)
-    if len({*groups}) < 3: return Interval(value)
-    at_once = max(1, 100_000 // len(groups)) if alone else 1 # with groups, no two need be equally long
+    value, different = float(numbers(np.arange(len(groups))[None])[0]), len({*groups})
+    if different < 3: return Interval(value)
+    at_once = max(1, 100_000 // len(groups)) if different == len(groups) else 1 # groups: of many lengths
     rows = (np.stack(some) for some in chunked(_resamples(groups, n, seed), at_once))
     return _interval(value, np.concatenate([*map(numbers, rows)]))
 

@@ -38,7 +38,7 @@ from .model import ImagePolicy, Student, image_processor
 from .processes import one_gpu
 from .scale import QPonderError, check_range, percentile
 from .sft import go_on_from, open_rows
-from .spoil import random_damage
+from .spoil import random_damage, read_damage
 from .watch import JsonlLog
 
 # %% ../nbs/08b_see.ipynb #b46ee1da
@@ -256,7 +256,7 @@ def spoiled_rows(
     "Photos with a fault that is known."
     picked = np.random.default_rng(seed).integers(len(rows), size=n)
     damage = [random_damage(Random(f'{seed} {i}')) for i in range(n)]
-    fault = [list(FAULTS).index(DEGRADATIONS[d.split()[0]].fault) for d in damage]
+    fault = [list(FAULTS).index(DEGRADATIONS[read_damage(d)[0]].fault) for d in damage]
     how = partial(open_judged, processor=student.processor.image_processor)
     found = dict(path=[rows['path'][int(i)] for i in picked], damage=damage, labels=fault)
     return Dataset.from_dict(found).with_transform(how)
