@@ -88,14 +88,15 @@ def expect(
     ids: dict[float, int], # from `score_token_ids`
     levels: dict[float, int], # from `level_token_ids`
     reread: Callable, # which answers, their `other_words`, places of words, places of scores -> logits of the scores
+    always: bool = False, # call `reread` even if no answer needs it, as the other holders of a student in parts may
 ) -> list[float | None]: # of each answer, 1-5; None if no score token was written
     "The expected score over the score tokens, and over the level words where the reasoning ends in one."
     end, at = last_place(tokens, ids.values()), last_place(tokens, levels.values())
     out = [None if e is None else float(expected_score(row[e], ids)) for row, e in zip(logits, end)]
     said = [i for i, (a, e) in enumerate(zip(at, end)) if None not in (a, e) and a < e]
-    if not said: return out
     words, at, end = list(levels.values()), [at[i] for i in said], [end[i] for i in said]
-    after = reread(said, other_words(tokens[said], at, words), at, end)
+    if always and words and not said: reread([0], other_words(tokens[:1], [0], words), [0], [0])
+    after = reread(said, other_words(tokens[said], at, words), at, end) if said else []
     for i, place, scores in zip(said, at, after):
         out[i] = float(logits[i, place, words].float().softmax(-1) @ expected_score(scores, ids))
     return out

@@ -40,6 +40,7 @@ from transformers.utils import logging
 from .decode import (SCORES, Generation, asked_as, expect, expect_level, level_token_ids, reads_levels,
                             score_next, score_token_ids, verdict_of)
 from .fast import as_source, check_policy, checkpoint, policy_of, rename_attention
+from .processes import in_parts
 from .scale import QPonderError, check_range
 from .share import memory_of, plain_attention, remember
 from .trace import Trace, messages, parse, render, student_prompt
@@ -366,8 +367,9 @@ def expect_spelt(
 ) -> float | None: # 1-5; None where `score_place` finds none
     "The mean of the scores that a student might have written in place of the one that it wrote."
     place = score_place(student, tokens.tolist())
-    if place is None: return None
-    return float(spelt_chances(student, image, tokens[:place].cpu(), mode).double() @ torch.tensor(SCORES).double())
+    if place is None and not in_parts(): return None
+    mean = spelt_chances(student, image, tokens[:place].cpu(), mode).double() @ torch.tensor(SCORES).double()
+    return None if place is None else float(mean)
 
 # %% ../nbs/06_model.ipynb #a075d6e4
 @torch.no_grad()
@@ -392,7 +394,7 @@ def generate_batch(
     new, again = out.sequences[:, prompt.shape[1]:], partial(reread, student, memory_of(out), prompt)
     if sample: means = [None] * len(new)
     elif worded: means = expect_level(new, torch.stack(out.logits, 1), verdict_of(words))
-    elif ids: means = expect(new, torch.stack(out.logits, 1), ids, levels, again)
+    elif ids: means = expect(new, torch.stack(out.logits, 1), ids, levels, again, in_parts())
     else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 

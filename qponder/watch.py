@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from .model import Student, generate
 from .photo import open_image
-from .processes import in_parts, is_first, of_all, place
+from .processes import is_first, of_all, place
 from .store import read_rows
 from .trace import parse
 
@@ -57,11 +57,11 @@ class JsonlLog(TrainerCallback):
 
 # %% ../nbs/07i_watch.ipynb #89532048
 def my_share(
-    val: Dataset, # validation rows
-) -> Dataset: # those that this process rates
-    "Every n-th row, of n processes; all rows where a student is held in parts"
+    rows: int, # of a validation
+) -> list[int]: # those that this process rates, as many as every other
+    "Every n-th row, of n processes"
     at = place()
-    return val if in_parts() else val.select(range(at.rank, len(val), at.world))
+    return [i % rows for i in range(at.rank, at.world * -(-rows // at.world), at.world)]
 
 # %% ../nbs/07i_watch.ipynb #351a6304
 def validation(
@@ -69,15 +69,14 @@ def validation(
     val: Dataset, # rows with `path` and `score`
 ) -> dict[str, float | None]: # val_srcc of the expected score (None if undefined), val_parse_rate
     "Greedy answers on validation photos, of all processes, condensed to two numbers."
-    mine = my_share(val)
-    answers = generate(student, (open_image(p) for p in mine['path']), batch_size=32)
+    mine = my_share(len(val))
+    answers = generate(student, (open_image(val[i]['path']) for i in mine), batch_size=32)
     reads = [parse(a.text, a.finished).score for a in answers]
-    said = [(None if r is None else r if a.expected is None else a.expected, s)
-            for a, r, s in zip(answers, reads, mine['score'])]
-    if not in_parts(): said, _ = of_all(said)
-    pairs = [p for p in said if p[0] is not None]
+    said, _ = of_all([(i, None if r is None else r if a.expected is None else a.expected)
+                      for i, a, r in zip(mine, answers, reads)])
+    pairs = [(score, val[i]['score']) for i, score in sorted(dict(said).items()) if score is not None]
     rho = float(spearmanr(*zip(*pairs))[0]) if len({p for p, _ in pairs}) > 1 else None
-    return {'val_srcc': rho, 'val_parse_rate': len(pairs) / len(said)}
+    return {'val_srcc': rho, 'val_parse_rate': len(pairs) / len(val)}
 
 # %% ../nbs/07i_watch.ipynb #1111544d
 def as_trained(

@@ -61,6 +61,11 @@ def test_two_processes_have_the_losses_of_one(both, part, keys):
         assert not any(held[::2]) and any(held[1::2]), 'words are held back when they are learned from again'
 
 
+def test_two_processes_validate_as_one(both):
+    one, two = ([r for r in read_rows(f/'watched'/'log.jsonl') if 'val_srcc' in r] for f in both)
+    assert one == two and [r['step'] for r in one] == [1] and one[0]['val_srcc'] is not None
+
+
 @pytest.mark.parametrize('part', [*LOGGED, 'none'])
 def test_two_processes_have_the_student_of_one(both, part):
     one, two = (load_file(f/part/'model'/'model.safetensors') for f in both)

@@ -2,12 +2,14 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
+from datasets import Dataset
 from launch import meet
 from trl import GRPOTrainer
 
 from qponder import grpo as page
-from qponder import sft
+from qponder import model, sft, watch
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import load_student
@@ -16,6 +18,7 @@ from qponder.processes import place
 from qponder.reward import RewardSettings
 from qponder.sft import SFTSettings, cold_start
 from qponder.share import tensor_hash
+from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
 
 WORDS = 'excellent', 'good', 'fair', 'bad'
@@ -44,11 +47,21 @@ class Told(GRPOTrainer):
         return [answer(i, (before + n) % num_generations) for n, i in enumerate(images)], None
 
 
+def watched(folder):
+    "A step and three validation photos. The student spells its scores, and of its answers the second has none."
+    val = Dataset.from_list([dict(path=r.path, score=r.target) for r in RECORDS[:3]])
+    mine, some = iter(watch.my_share(3)), Trace('', 3.)
+    place = patch.object(model, 'score_place', lambda student, tokens: None if next(mine) == 1 else 2)
+    with place, patch.object(watch, 'parse', lambda *answer: some):
+        cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, folder/'watched', replace(SFT, epochs=1), val)
+
+
 def train(folder):
     "All trainings, each from the student in folder/start. In float32: bfloat16 rounds two rows otherwise than four."
     sft.fast_bf16 = page.fast_bf16 = lambda: False
     for name, how in ('sft', SFT), ('order', ORDER): cold_start(load_student(folder/'start'), RECORDS, folder/name, how)
     cold_start(load_student(folder/'start'), RECORDS, folder/'none', replace(SFT, epochs=0))
+    watched(folder)
     page.GRPOTrainer = Told
     try:
         grpo(load_student(folder/'start'), RECORDS, folder/'grpo', GRPO)
