@@ -19,11 +19,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from transformers.utils import logging
 from trl import GRPOTrainer
 
+from qponder.ask import encode
+from qponder.build import Student
 from qponder.data import load_sample
 from qponder.distill import distill
 from qponder.fast import checkpoint
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
-from qponder.model import Student, encode
 from qponder.photo import open_image
 from qponder.reward import trl_rewards
 from qponder.share import plain_attention, remember, share_prompts

@@ -19,10 +19,11 @@ from grpo import measure
 from safetensors.torch import load_file
 from transformers.utils import logging
 
+from qponder.build import ImagePolicy, NanoSettings, build_nano
 from qponder.data import load_sample
 from qponder.distill import distill
 from qponder.grpo import GRPOSettings
-from qponder.model import ImagePolicy, NanoSettings, build_nano, save_student
+from qponder.model import save_student
 from qponder.photo import ASSETS
 from qponder.stage import sha, versions
 from qponder.teacher import MeasuredTeacher

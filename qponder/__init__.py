@@ -3,9 +3,11 @@
 Modules:
 
 - `qponder.adapt`: Full fine-tuning or LoRA: which weights are trained, what is saved, and a check that what was saved is what was trained
+- `qponder.ask`: Students answer: prompts encoded, answers generated, and the expected score beside the one that is written
 - `qponder.audit`: Counts the tokens of every row before training, so that no photo or answer is truncated
 - `qponder.base`: nano-base: a small vision-language model that describes known degradations and has seen no human score
 - `qponder.baselines`: What a constant, a ridge regression on measurements, and BRISQUE reach on the same photos
+- `qponder.build`: nano from its parts: an image policy, a pretrained tower, a tokenizer, a small language model
 - `qponder.chinese`: Chinese reasoning, read by putting English words of the lexicon in the place of its quality terms
 - `qponder.claims`: The words for faults and their degrees, and a reader that finds them in free text
 - `qponder.compare`: Two runs, the same test photos: is one better, and by more than noise?
@@ -29,7 +31,7 @@ Modules:
 - `qponder.marks`: A second model as judge of the reasoning: what it is asked, and how its marks are read
 - `qponder.measure`: Ten low-level measures of a photo, computed from its pixels
 - `qponder.metrics`: Agreement with human scores, and a confidence interval for every figure
-- `qponder.model`: Students are vision-language models: load one, build nano, generate answers and expected scores, save it
+- `qponder.model`: Students on disk: saved with their image policy, checked when they are loaded, released in bfloat16
 - `qponder.objectives`: SFT objectives for the score: a level word, a soft label over five words, the order of photos, and the mix of reasons and bare scores
 - `qponder.own`: On-policy fine-tuning: the student describes a photo, and is taught the verdict and the score that people gave after its own words
 - `qponder.pairs`: Pairwise distillation: a teacher says which of two photos is better, and why

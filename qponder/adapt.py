@@ -31,9 +31,11 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TrainingArguments
 
+from .ask import score_spelling, spelt_chances
+from .build import Student
 from .data import load_sample
 from .decode import SCORES
-from .model import Student, load_student, save_student, score_spelling, spelt_chances
+from .model import load_student, save_student
 from .photo import open_image
 from .processes import in_parts
 from .scale import QPonderError, check_range

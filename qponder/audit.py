@@ -27,7 +27,8 @@ import torch
 from datasets import Dataset
 from PIL import ExifTags, Image
 
-from .model import Student, end_tokens
+from .ask import end_tokens
+from .build import Student
 from .photo import PIL_ERRORS, open_image
 from .scale import QPonderError
 

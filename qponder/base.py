@@ -22,11 +22,11 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from .build import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .degrade import DEGRADATIONS, degrade
 from .faults import degrees
 from .filters import Record
 from .measure import measure
-from .model import ImagePolicy, NanoSettings, Student, build_nano, standardise
 from .photo import open_image
 from .scale import HIGH, LOW, QPonderError, check_range
 from .sft import SFTSettings, cold_start

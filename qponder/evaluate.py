@@ -329,7 +329,7 @@ def evaluate(
     out: str | Path, # folder for predictions.jsonl and metrics.json
     settings: RewardSettings = RewardSettings(), # as in training
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
-    ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `model.generate`, greedy
+    ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `ask.generate`, greedy
     n: int = 2000, # resamples for the intervals
 ) -> MetricTable: # of the test photos
     "Baselines and students on the same photos; resumable"

@@ -36,12 +36,13 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from .adapt import StudentSettings, adapter_config, set_tower
+from .ask import generate
 from .audit import audit
+from .build import Student
 from .consistency import Answer
 from .decode import asked_as
 from .fast import fast_bf16
 from .filters import Record
-from .model import Student, generate
 from .processes import in_parts, one_gpu, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)

@@ -24,8 +24,9 @@ from random import Random
 
 from accelerate import PartialState
 
+from .ask import generate
+from .build import Student
 from .filters import Record, load_records
-from .model import Student, generate
 from .photo import open_image, photo_view
 from .processes import in_parts, place
 from .scale import LEVELS, QPonderError, level

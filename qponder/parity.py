@@ -26,9 +26,10 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
+from .ask import generate, question_text
 from .decode import Generation, asked_as
 from .metrics import srcc
-from .model import best_device, generate, load_to_rate, question_text
+from .model import best_device, load_to_rate
 from .photo import open_image
 from .scale import QPonderError
 from .trace import parse

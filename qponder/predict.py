@@ -113,7 +113,7 @@ def _predict_batch(
     rows: list[Mapping[str, Any]], # a few rows with closed photos
     model: str, # the row's name in tables
     split: str, # train, val or test
-    ask: Callable[..., list], # as `model.generate`
+    ask: Callable[..., list], # as `ask.generate`
     settings: RewardSettings, # as in training
     calibration: Calibration | None, # for what is measured; None: the one that ships with qponder
 ) -> list[Prediction]: # in the order of the rows
@@ -186,7 +186,7 @@ def predict(
     split: str = 'test', # train, val or test
     settings: RewardSettings = RewardSettings(), # as in training
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
-    ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `model.generate`, greedy
+    ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `ask.generate`, greedy
     batch_size: int = 16, # photos at a time
 ) -> list[Prediction]: # one per row, in their order
     "Ask a student about every photo it has not answered yet; resumable. `QPonderError` as for `resume`"

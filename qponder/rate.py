@@ -129,7 +129,7 @@ class Rater:
         if not self.nano: self.student
 
     @cached_property
-    def student(self) -> Any: # a `model.Student`
+    def student(self) -> Any: # a `build.Student`
         "The model in its stock classes"
         from qponder.model import load_to_rate
         student = load_to_rate(self.model, self.device)
@@ -163,7 +163,7 @@ def ask(self: Rater,
 ) -> list[Generation]: # in their order
     "What the student says about photos"
     if self.nano: return answer(self.nano, images, mode)
-    from qponder.model import generate
+    from qponder.ask import generate
     return generate(self.student, images, mode)
 
 # %% ../nbs/11_rate.ipynb #2c3987a3
@@ -307,7 +307,7 @@ def sample_scores(
     seed: int = 0, # of the draw
 ) -> tuple[float | None, float | None, int]: # mean and standard deviation, 1-5, and how many were readable
     "Draw several answers to one photo; the same `n` and `seed` draw the same"
-    from qponder.model import generate
+    from qponder.ask import generate
     answers = generate(rater.student, [open_photo(image)] * n, sample=True, seed=seed)
     scores = [s for a in answers if (s := parse(a.text, a.finished).score) is not None]
     return (float(np.mean(scores)), float(np.std(scores)), len(scores)) if scores else (None, None, 0)

@@ -32,12 +32,13 @@ from sklearn.linear_model import Ridge
 from torch.func import functional_call
 from transformers import TrainerCallback
 
+from .ask import encode, lengthen
+from .build import Student
 from .chinese import gloss
 from .consistency import Answer
 from .distill import Unanswered
 from .kernels import kernel
 from .marks import judge_prompt, read_marks
-from .model import Student, encode, lengthen
 from .scale import HIGH, LOW, QPonderError
 from .served import chat
 from .teacher import Request

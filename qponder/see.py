@@ -31,10 +31,10 @@ from sklearn.linear_model import Ridge
 from torch import nn
 from transformers import Dinov2Model, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .build import ImagePolicy, Student, image_processor
 from .claims import FAULTS
 from .degrade import DEGRADATIONS
 from .fast import fast_bf16
-from .model import ImagePolicy, Student, image_processor
 from .processes import one_gpu
 from .scale import QPonderError, check_range, percentile
 from .sft import go_on_from, open_rows

@@ -30,14 +30,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deeps
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from .adapt import (StudentSettings, adapter_config, answer_as_it_learns, learn_in_float, save_trained,
-                           set_tower)
+from .adapt import StudentSettings, adapter_config, answer_as_it_learns, learn_in_float, save_trained, set_tower
 from .audit import audit
+from .build import Student
 from .decode import SCORES, level_token_ids, score_token_ids, verdict_of
 from .fast import fast_bf16, keep_memory
 from .filters import Record
 from .losses import claim_phrases, trace_loss, word_loss
-from .model import Student, no_bars, save_student
+from .model import no_bars, save_student
 from .objectives import Objective, check_objective, level_trace, mixed, one_hot, prompts_of, soft_label
 from .own import own_words
 from .photo import open_image, photo_view

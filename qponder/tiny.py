@@ -27,7 +27,7 @@ from transformers import (Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Im
                           Qwen2VLVideoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor,
                           Qwen3VLVideoProcessor)
 
-from .model import Student, tiny_student
+from .build import Student, tiny_student
 from .scale import QPonderError
 from .trace import REASON, SCORE_ONLY
 

@@ -18,7 +18,8 @@ from scipy.stats import spearmanr
 from torch import nn
 from transformers import TrainerCallback
 
-from .model import Student, generate
+from .ask import generate
+from .build import Student
 from .photo import open_image
 from .processes import is_first, of_all, place
 from .store import read_rows

@@ -10,10 +10,12 @@ import torch
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from qponder import fast
+from qponder.ask import generate
+from qponder.build import Student, tiny_student
 from qponder.cli import main
 from qponder.decode import answer
 from qponder.fast import checkpoint, is_nano, load_nano
-from qponder.model import Student, generate, load_student, release, save_student, tiny_student
+from qponder.model import load_student, release, save_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.rate import Rater
 from qponder.scale import QPonderError

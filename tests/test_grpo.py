@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from qponder import grpo as page
 from qponder.adapt import StudentSettings
+from qponder.build import tiny_student
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight
-from qponder.model import load_student, save_student, tiny_student
+from qponder.model import load_student, save_student
 from qponder.photo import pristine
 from qponder.readers import Reference
 from qponder.reward import RewardSettings

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from qponder.ask import encode, generate, reread
+from qponder.build import ImagePolicy, Student, read_onnx_tower, tiny_student
 from qponder.decode import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
-from qponder.model import (ImagePolicy, Student, encode, generate, load_student, read_onnx_tower, release, reread,
-                           save_student, tiny_student)
+from qponder.model import load_student, release, save_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.scale import QPonderError
 from qponder.share import MemoTower, memory_of, remember, share_prompts

@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qponder import sft, watch
+from qponder.ask import generate
+from qponder.build import tiny_student
 from qponder.claims import claims
 from qponder.cli import main
 from qponder.data import load_sample
 from qponder.decode import answer, asked_as, reads_levels, verdict_of, verdict_place
 from qponder.fast import load_nano
 from qponder.filters import Record
-from qponder.model import generate, load_student, save_student, tiny_student
+from qponder.model import load_student, save_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
                                 soft_label)
 from qponder.photo import open_image, pristine

@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 
 from qponder import own, sft
+from qponder.ask import generate
+from qponder.build import tiny_student
 from qponder.filters import Record, load_records
-from qponder.model import generate, load_student, tiny_student
+from qponder.model import load_student
 from qponder.own import own_record, own_words
 from qponder.photo import open_image, photo_view, pristine
 from qponder.scale import QPonderError

@@ -9,7 +9,7 @@ import torch
 
 from qponder import parity as page
 from qponder.adapt import eight_photos
-from qponder.model import tiny_student
+from qponder.build import tiny_student
 from qponder.parity import parity
 from qponder.scale import QPonderError
 from qponder.trace import Trace, render

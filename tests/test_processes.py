@@ -7,7 +7,8 @@ import pytest
 from launch import ENV, ROOT, fsdp, gloo, zero3
 from safetensors.torch import load_file
 
-from qponder.model import save_student, tiny_student
+from qponder.build import tiny_student
+from qponder.model import save_student
 from qponder.processes import Place, place, shared, shared_groups
 from qponder.scale import QPonderError
 from qponder.store import read_rows

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from qponder.ask import generate
+from qponder.build import tiny_student
 from qponder.data import load_sample
 from qponder.metrics import srcc
-from qponder.model import generate, load_student, save_student, tiny_student
+from qponder.model import load_student, save_student
 from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError

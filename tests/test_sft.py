@@ -13,10 +13,10 @@ from trl import SFTTrainer
 
 from qponder import losses, sft, watch
 from qponder.adapt import StudentSettings
+from qponder.build import tiny_student
 from qponder.decode import Generation
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo_config
-from qponder.model import tiny_student
 from qponder.photo import pristine
 from qponder.processes import place
 from qponder.scale import QPonderError

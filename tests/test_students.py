@@ -18,14 +18,14 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from qponder import adapt, sft, watch
 from qponder import grpo as page
 from qponder.adapt import StudentSettings, adapter_config, check_saved, load_trainee, score_chances
+from qponder.ask import encode, expect_spelt, generate, lengthen, score_place, score_spelling
 from qponder.audit import audit, photo_size
 from qponder.cli import main
 from qponder.data import load_sample
 from qponder.decode import SCORES
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
-from qponder.model import (encode, expect_spelt, generate, lengthen, load_student, save_student, score_place,
-                           score_spelling)
+from qponder.model import load_student, save_student
 from qponder.photo import open_image, pristine
 from qponder.predict import read_predictions
 from qponder.rate import Rater

@@ -9,7 +9,7 @@ from launch import meet
 from trl import GRPOTrainer
 
 from qponder import grpo as page
-from qponder import model, sft, watch
+from qponder import ask, sft, watch
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import load_student
@@ -51,7 +51,7 @@ def watched(folder):
     "A step and three validation photos. The student spells its scores, and of its answers the second has none."
     val = Dataset.from_list([dict(path=r.path, score=r.target) for r in RECORDS[:3]])
     mine, some = iter(watch.my_share(3)), Trace('', 3.)
-    place = patch.object(model, 'score_place', lambda student, tokens: None if next(mine) == 1 else 2)
+    place = patch.object(ask, 'score_place', lambda student, tokens: None if next(mine) == 1 else 2)
     with place, patch.object(watch, 'parse', lambda *answer: some):
         cold_start(tiny_vlm('qwen2.5-vl'), RECORDS, folder/'watched', replace(SFT, epochs=1), val)
 
