@@ -28,11 +28,13 @@ from scipy.stats import rankdata
 
 from qponder.data import load_sample
 from qponder.evaluate import swapped
+from qponder.manifest import versions, write_json
 from qponder.metrics import Interval, bootstrap, paired_bootstrap, plcc, srcc
+from qponder.parts import Run, sha
 from qponder.predict import Prediction, predict, values
 from qponder.rate import Rater
 from qponder.settings import read_settings
-from qponder.stage import Run, sha, student_sha, versions, write_json
+from qponder.stage import student_sha
 from qponder.trace import parse
 
 

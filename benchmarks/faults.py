@@ -18,10 +18,12 @@ import numpy as np
 
 from qponder.claims import claims
 from qponder.degrade import DEGRADATIONS, degrade
+from qponder.manifest import versions, write_json
 from qponder.metrics import Interval, bootstrap
+from qponder.parts import sha
 from qponder.photo import open_image, pristine
 from qponder.rate import Rater, find_photos
-from qponder.stage import sha, student_sha, versions, write_json
+from qponder.stage import student_sha
 
 UNSPOILED = 'none', 0
 

@@ -25,10 +25,11 @@ from qponder.data import load_sample
 from qponder.distill import distill
 from qponder.fast import checkpoint
 from qponder.grpo import GRPOSettings, grpo_config, grpo_rows
+from qponder.manifest import versions
 from qponder.photo import open_image
-from qponder.reward import trl_rewards
+from qponder.rollouts import trl_rewards
 from qponder.share import plain_attention, remember, share_prompts
-from qponder.stage import student_sha, versions
+from qponder.stage import student_sha
 from qponder.teacher import MeasuredTeacher
 
 

@@ -23,9 +23,10 @@ from qponder.build import ImagePolicy, NanoSettings, build_nano
 from qponder.data import load_sample
 from qponder.distill import distill
 from qponder.grpo import GRPOSettings
+from qponder.manifest import versions
 from qponder.model import save_student
+from qponder.parts import sha
 from qponder.photo import ASSETS
-from qponder.stage import sha, versions
 from qponder.teacher import MeasuredTeacher
 
 TOWER = ASSETS / 'nano-base' / 'tower.safetensors'

@@ -22,13 +22,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qponder.manifest import write_json
 from qponder.metrics import Interval, Metric, bootstrap, plcc, srcc
+from qponder.parts import Parts, Run, hash_parts, list_parts, load_parts
 from qponder.predict import Prediction, predict, read_predictions, values
 from qponder.rate import Rater
 from qponder.run import STAGES, traces
 from qponder.settings import Common, read_settings
 from qponder.share import tensor_hash
-from qponder.stage import Parts, Run, Stage, hash_parts, list_parts, load_parts, run_stage, write_json
+from qponder.stage import Stage, run_stage
 from qponder.store import read_rows
 from qponder.trace import parse
 

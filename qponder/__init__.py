@@ -13,6 +13,7 @@ Modules:
 - `qponder.compare`: Two runs, the same test photos: is one better, and by more than noise?
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
 - `qponder.cost`: What a student takes: parameters, tokens, bytes and operations of a step, by arithmetic
+- `qponder.custom`: A reward of your own: a function in a file, named in the settings, checked before it is paid
 - `qponder.data`: Rated photographs: dataset cards, the sample that ships, splits, and a check for leaks
 - `qponder.decode`: Greedy decoding for nano, and the expected score: the mean over the scores that an answer might have had
 - `qponder.degrade`: Synthetic distortions: nineteen kinds at five severities, and the fault that each of them causes
@@ -23,6 +24,7 @@ Modules:
 - `qponder.expert`: The prompts for teacher models, sentence by sentence, with the reason for each
 - `qponder.fast`: nano's forward pass in plain PyTorch, so that rating one photo need not wait for imports
 - `qponder.faults`: From measures to the faults that a person would mind, with thresholds found on photos with known damage
+- `qponder.figures`: Curves, scatter plots and photos as pieces of HTML that need no other file
 - `qponder.filters`: What is stored of a teacher's answer, and which answers a student learns from
 - `qponder.grpo`: GRPO: the cold-started student learns from rewards for its own answers and becomes Q-Ponder, after a check of real rollouts
 - `qponder.guards`: Guards against wrong length and repetition, and less weight for photos on which the student is uncertain
@@ -36,13 +38,15 @@ Modules:
 - `qponder.own`: On-policy fine-tuning: the student describes a photo, and is taught the verdict and the score that people gave after its own words
 - `qponder.pairs`: Pairwise distillation: a teacher says which of two photos is better, and why
 - `qponder.parity`: Do vLLM and transformers give the same answers with the same student?
+- `qponder.parts`: The photos of a run, cut into parts once, listed by their hashes, and the same when the run goes on
 - `qponder.photo`: Photos decoded as a viewer would show them, or refused with the reason
 - `qponder.predict`: Each answer about each photo, stored with the text that it was read from
 - `qponder.processes`: Runs on several processes: ranks, who writes files, and how an update is divided
 - `qponder.rank`: Rank rewards: are photos scored in the order, or at the distance, in which people put them?
 - `qponder.rate`: Rate one photo, two photos or a folder: a quality score with reasons
 - `qponder.readers`: Learned readers of the reasoning, in place of rules: a text regression, the student's own likelihood, a judge model
-- `qponder.reward`: The reward of GRPO: the parts of the pages before, weighted and handed to TRL; the default is ours, presets are other papers'
+- `qponder.reward`: The reward of GRPO: the parts of the pages before, chosen and weighted; the default is ours, presets are other papers'
+- `qponder.rollouts`: The reward over a batch of answers, as the trainer of GRPO calls it, in one process or in many
 - `qponder.run`: The stages from photos to report, and all that is checked before the first of them starts
 - `qponder.scale`: One scale for all scores, 1–5 and higher is better, and the conversion from each dataset's own
 - `qponder.see`: Before the cold start, nano's vision tower is fine-tuned to predict human scores

@@ -56,10 +56,10 @@ def run_folder(
 # %% ../nbs/14_cli.ipynb #2821efe8
 def open_run(
     args: argparse.Namespace, # preset, name, runs, settings
-) -> Any: # a `qponder.stage.Run`
+) -> Any: # a `qponder.parts.Run`
     "The run that the arguments name; its photos are not loaded yet"
+    from qponder.parts import Run
     from qponder.settings import read_settings
-    from qponder.stage import Run
     settings = read_settings(args.preset, args.settings, given(args))
     return Run(run_folder(args), settings, progress=sys.stderr.isatty())
 
@@ -258,7 +258,7 @@ PLAN = {
 # %% ../nbs/14_cli.ipynb #6f9f38f3
 def read_plan(
     args: argparse.Namespace, # the options in `PLAN`
-    run: Any, # a `qponder.stage.Run`, whose photos are loaded if the options do not describe them
+    run: Any, # a `qponder.parts.Run`, whose photos are loaded if the options do not describe them
 ) -> Any: # a `qponder.cost.Plan`
     "What to assume, the student's settings included; `QPonderError` if nobody says how many photos there are"
     from qponder.cost import Plan

@@ -1,6 +1,6 @@
 """Estimates before a run: GPU memory, tokens, hours and cost
 
-Before renting eight GPUs one wants to know whether the student fits, and what it will cost. What a step takes is [counted](12d_cost.ipynb);
+Before renting eight GPUs one wants to know whether the student fits, and what it will cost. What a step takes is [counted](12f_cost.ipynb);
 this page adds up a run, the teacher and the judge included, from the settings and a few assumptions: how well a GPU is used, how
 long an answer gets. It prints the assumptions next to every result. The results are
 *estimates*: every part of them has been checked on a small student, and none on a GPU."""

@@ -40,13 +40,15 @@ from .ask import generate
 from .audit import audit
 from .build import Student
 from .consistency import Answer
+from .custom import signed
 from .decode import asked_as
 from .fast import fast_bf16
 from .filters import Record
 from .processes import in_parts, one_gpu, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
-from .reward import RewardSettings, add_up, check_needs, own_parts, signed, trl_rewards
+from .reward import RewardSettings, check_needs, own_parts
+from .rollouts import add_up, trl_rewards
 from .scale import QPonderError, check_range
 from .served import check_address
 from .sft import asked, both_ways, go_on_from, keep_trained, make_ready, restore

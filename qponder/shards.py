@@ -35,12 +35,14 @@ from uuid import uuid4
 from .distill import distill
 from .fast import keep_memory
 from .filters import DistillSettings
+from .manifest import versions, write_json
+from .parts import Run, sha
 from .rate import PHOTOS, Rater, Rating, rate_placed
 from .run import STAGES
 from .scale import HIGH, LOW, QPonderError
 from .served import ServedTeacher, served_examiner, shared_among
 from .settings import Settings
-from .stage import Run, difference, earlier, sha, student_sha, used, versions, write_json
+from .stage import difference, earlier, student_sha, used
 from .store import cut_torn, held
 
 # %% ../nbs/13c_shards.ipynb #da0a3bfd

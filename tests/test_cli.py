@@ -12,12 +12,13 @@ import pytest
 
 from qponder import __version__, run, settings
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
+from qponder.parts import Parts, Run
 from qponder.photo import pristine
 from qponder.predict import Prediction
 from qponder.run import STAGES
 from qponder.scale import QPonderError
 from qponder.settings import Common
-from qponder.stage import Parts, Run, Stage
+from qponder.stage import Stage
 from qponder.store import write_records
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,6 +15,7 @@ from qponder.build import tiny_student
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, consistency_reader, grpo, grpo_config, grpo_rows, knock_vllm, preflight
 from qponder.model import load_student, save_student
+from qponder.parts import Parts, Run
 from qponder.photo import pristine
 from qponder.readers import Reference
 from qponder.reward import RewardSettings
@@ -22,7 +23,6 @@ from qponder.run import check_rewards_of
 from qponder.scale import QPonderError
 from qponder.settings import read_settings
 from qponder.sft import SFTSettings, cold_start
-from qponder.stage import Parts, Run
 from qponder.store import read_rows
 from qponder.trace import Trace, render
 

@@ -24,6 +24,7 @@ from qponder.filters import Record
 from qponder.model import load_student, save_student
 from qponder.objectives import (Objective, fidelity_loss, level_masses, level_trace, mixed, one_hot, prompts_of, refit,
                                 soft_label)
+from qponder.parts import Run
 from qponder.photo import open_image, pristine
 from qponder.rank import fidelity
 from qponder.rate import Rater
@@ -31,7 +32,6 @@ from qponder.run import run_stages
 from qponder.scale import LEVELS, LEVEL_SCORES, QPonderError
 from qponder.settings import read_settings
 from qponder.sft import SFTSettings, cold_start, sft_rows
-from qponder.stage import Run
 from qponder.store import read_rows
 from qponder.tiny import KINDS, tiny_vlm
 from qponder.trace import LEVEL, REASON, SCORE_ONLY, parse, render, well_formed

@@ -7,8 +7,8 @@ from qponder.cli import main
 from qponder.distill import Unanswered
 from qponder.filters import DistillSettings, load_records
 from qponder.pairs import MIRROR, PairRecord, distill_pairs, people_prefer
+from qponder.parts import Run
 from qponder.scale import QPonderError
-from qponder.stage import Run
 from qponder.teacher import MeasuredTeacher
 from qponder.trace import CHOICES, Preference, render_preference
 

@@ -79,10 +79,11 @@ def test_two_processes_have_the_student_of_one(both, part):
 STAGES = '''
 import sys
 from pathlib import Path
+from qponder.parts import Parts, Run
 from qponder.processes import place, wait_for
 from qponder.run import run_stages
 from qponder.settings import Common, Settings
-from qponder.stage import Parts, Run, Stage
+from qponder.stage import Stage
 Run.teacher = None
 here = Path(sys.argv[1])
 note = lambda name: lambda run: (run.folder/f'{name}-{place().rank}').write_text('was here')

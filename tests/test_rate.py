@@ -13,11 +13,11 @@ from qponder.build import tiny_student
 from qponder.data import load_sample
 from qponder.metrics import srcc
 from qponder.model import load_student, save_student
+from qponder.parts import sha
 from qponder.photo import ImageError, open_image, pristine
 from qponder.rate import Rater, Rating, compare, find_photos, rate_many, sample_scores
 from qponder.scale import QPonderError
 from qponder.see import wider
-from qponder.stage import sha
 from qponder.tiny import tiny_vlm
 
 STORED = Path(__file__).resolve().parents[1]/'nbs/tutorials/nano'

@@ -12,11 +12,11 @@ from PIL import Image
 
 from qponder.cli import main
 from qponder.evaluate import tabulate
+from qponder.figures import MODELS, curve, extremes, group, scores, svg, thumbnail
 from qponder.filters import Record
 from qponder.metrics import Interval
 from qponder.predict import Prediction
-from qponder.report import (MODELS, curve, extremes, gain, group, headline, paid, report, results, scores, summary,
-                            svg, thumbnail, verdict)
+from qponder.report import gain, headline, paid, report, results, summary, verdict
 from qponder.scale import QPonderError
 
 WORDS = '<think>Edges are soft & <b>blurred</b>.</think>\n<answer>{:.1f}</answer>'

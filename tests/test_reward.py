@@ -17,7 +17,8 @@ from qponder.guards import certainty, length_guard, repeats_guard
 from qponder.kernels import accuracy_reward, format_reward, kernel
 from qponder.rank import alone_share, rank_rewards
 from qponder.readers import judge_messages, read_by_judge, verdict
-from qponder.reward import PARTS, RewardParts, RewardSettings, add_up, check_needs, read_faults, reward, trl_rewards
+from qponder.reward import PARTS, RewardParts, RewardSettings, check_needs, reward
+from qponder.rollouts import add_up, read_faults, trl_rewards
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.served import ServedSettings, ServedTeacher
 from qponder.tiny import tiny_vlm
@@ -453,11 +454,11 @@ def paid_apart(monkeypatch, function, some, world):
     "What processes pay to their parts of some rows; each is sent what the others hold."
     size, sent, paid = len(some) // world, [], []
     parts = [columned(some[i:i + size]) for i in range(0, len(some), size)]
-    monkeypatch.setattr('qponder.reward.of_all', lambda rows: (sent.append(rows) or rows, slice(0, len(rows))))
+    monkeypatch.setattr('qponder.rollouts.of_all', lambda rows: (sent.append(rows) or rows, slice(0, len(rows))))
     for part in parts: function(**part)
     for i, part in enumerate(parts):
         mine = slice(i * size, (i + 1) * size)
-        monkeypatch.setattr('qponder.reward.of_all', lambda rows, mine=mine: (sum(sent, []), mine))
+        monkeypatch.setattr('qponder.rollouts.of_all', lambda rows, mine=mine: (sum(sent, []), mine))
         paid += function(**part)
     return paid
 
@@ -475,7 +476,7 @@ def test_split_rollouts_are_paid_as_the_whole(how, world, monkeypatch):
 
 
 def test_a_whole_batch_is_paid_without_asking_others(monkeypatch):
-    monkeypatch.setattr('qponder.reward.of_all', lambda rows: pytest.fail('asked'))
+    monkeypatch.setattr('qponder.rollouts.of_all', lambda rows: pytest.fail('asked'))
     functions, weights = trl_rewards(FULL, sure)
     assert len(add_up(functions, weights, whole=True, **columned(rows(8)))) == 8
 

@@ -19,11 +19,13 @@ from qponder import run as module
 from qponder import stage as stage_module
 from qponder.cli import main
 from qponder.data import load_sample
+from qponder.manifest import disk_error, seed_all, write_json
+from qponder.parts import Parts, Run, load_parts, sha
 from qponder.run import STAGES, evaluate_stage, run_stages
 from qponder.scale import QPonderError
 from qponder.settings import (Common, Entry, build, convert, default_file, entries, read_ini, read_overrides,
                               read_settings, stage_settings)
-from qponder.stage import Parts, Run, Stage, difference, disk_error, run_stage, seed_all, sha, student_sha, write_json
+from qponder.stage import Stage, difference, run_stage, student_sha
 from qponder.store import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,10 +272,10 @@ def test_the_paper_trains_on_all_photos_that_its_file_has_for_training(tmp_path)
     csv.write_text('\n'.join(heading + [f'{p},{s}' for p, s in zip(paths, parts)]))
     bare.write_text('\n'.join(['image,mos', *paths]))
     common = lambda *lines: read_settings('qwen2.5-vl-7b', ROOT/'settings.ini', lines).common
-    found = stage_module.load_parts(common(f'data={csv}'))
+    found = load_parts(common(f'data={csv}'))
     assert [len(p) for p in (found.train, found.val, found.test)] == [12, 5, 7]
-    refused(['bare.csv', "no column 'split'", '--split-col= for none'], stage_module.load_parts, common(f'data={bare}'))
-    assert len(stage_module.load_parts(common(f'data={bare}', 'split_col=')).test) == 7
+    refused(['bare.csv', "no column 'split'", '--split-col= for none'], load_parts, common(f'data={bare}'))
+    assert len(load_parts(common(f'data={bare}', 'split_col=')).test) == 7
 
 
 @pytest.mark.parametrize('lines, words', [

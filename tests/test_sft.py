@@ -17,12 +17,12 @@ from qponder.build import tiny_student
 from qponder.decode import Generation
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo_config
+from qponder.parts import sha
 from qponder.photo import pristine
 from qponder.processes import place
 from qponder.scale import QPonderError
 from qponder.see import SeeSettings, see_config, wider
 from qponder.sft import SFTSettings, cold_start, sft_config
-from qponder.stage import sha
 from qponder.store import read_rows
 from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render

@@ -26,6 +26,7 @@ from qponder.decode import SCORES
 from qponder.filters import Record
 from qponder.grpo import GRPOSettings, grpo
 from qponder.model import load_student, save_student
+from qponder.parts import Run
 from qponder.photo import open_image, pristine
 from qponder.predict import read_predictions
 from qponder.rate import Rater
@@ -34,7 +35,6 @@ from qponder.run import check_stage
 from qponder.scale import QPonderError
 from qponder.settings import read_settings
 from qponder.sft import SFTSettings, cold_start, newest_checkpoint, sft_rows
-from qponder.stage import Run
 from qponder.tiny import KINDS, tiny_vlm
 from qponder.trace import Trace, render
 
