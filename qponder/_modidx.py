@@ -1010,6 +1010,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qponder.tables.to_numbers': ('tables.html#to_numbers', 'qponder/tables.py'),
                                 'qponder.tables.to_steps': ('tables.html#to_steps', 'qponder/tables.py'),
                                 'qponder.tables.too_few': ('tables.html#too_few', 'qponder/tables.py'),
+                                'qponder.tables.torn': ('tables.html#torn', 'qponder/tables.py'),
                                 'qponder.tables.wrong_heading': ('tables.html#wrong_heading', 'qponder/tables.py'),
                                 'qponder.tables.wrong_number': ('tables.html#wrong_number', 'qponder/tables.py'),
                                 'qponder.tables.wrong_parts': ('tables.html#wrong_parts', 'qponder/tables.py')},

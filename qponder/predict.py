@@ -190,6 +190,6 @@ def predict(
     batch_size: int = 16, # photos at a time
 ) -> list[Prediction]: # one per row, in their order
     "Ask a student about every photo it has not answered yet; resumable. `QPonderError` as for `resume`"
-    if ask is None: from qponder.model import generate as ask
+    if ask is None: from qponder.ask import generate as ask
     make = lambda some: _predict_batch(student, some, model, split, ask, settings, calibration)
     return resume(make, rows, out, model, split, batch_size)

@@ -7,7 +7,7 @@ columns, scores, files, duplicates across the split. A check lists every problem
 
 # %% auto #0
 __all__ = ['NOTHING', 'KNOWN', 'PARTS', 'Problem', 'Report', 'CsvFormat', 'read_text', 'read_records', 'wrong_heading',
-           'read_table', 'to_numbers', 'to_steps', 'read_csv', 'wrong_number', 'cannot_open', 'look', 'leaks',
+           'read_table', 'to_numbers', 'to_steps', 'read_csv', 'wrong_number', 'cannot_open', 'look', 'leaks', 'torn',
            'keep_together', 'wrong_parts', 'too_few', 'cramped', 'misfits', 'examine', 'declare', 'check_csv',
            'check_command', 'load_csv', 'load_data']
 
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .data import DatasetCard, difference_hash, families, load_sample, make_rows, near_duplicates
 from .photo import DataError, ImageError, open_image
@@ -228,18 +230,32 @@ def leaks(
     return [Problem(b + 2, path[b], 'duplicate', f'{place(b)} is {alike(a, b)}; keep one of them')
             for b, a in first.items()]
 
+# %% ../nbs/02a_tables.ipynb #14b104bf
+def torn(
+    table: pd.DataFrame, # from `read_csv`
+) -> list[Problem]: # one for each reference that lies in several declared parts
+    "References whose photos stand on both sides of a split"
+    known = table[table['split'].notna() & table['reference'].notna()].drop_duplicates(['reference', 'split'])
+    apart = [rows for _, rows in known.groupby('reference', sort=False) if len(rows) > 1]
+    where = [', '.join(f'{part} (line {i + 2})' for i, part in rows['split'].items()) for rows in apart]
+    return [Problem(int(rows.index[1]) + 2, rows['path'].iloc[1], 'duplicate',
+                    f'photos of the reference {rows["reference"].iloc[0]} lie in {parts}; keep them in one')
+            for rows, parts in zip(apart, where)]
+
 # %% ../nbs/02a_tables.ipynb #8fca667a
 def keep_together(
     table: pd.DataFrame, # from `read_csv`
     pairs: Sequence[tuple[int, int]], # rows with nearly the same photo
-) -> pd.DataFrame: # with `reference` filled in for doubles where it was unknown
-    "Name the first of a family of doubles as the reference of all"
-    family = {}
-    for pair in pairs:
-        members = set().union(*(family.get(i, {i}) for i in pair))
-        family |= dict.fromkeys(members, members)
-    first = pd.Series({i: table['path'][min(f)] for i, f in family.items()}, dtype=object).reindex(table.index)
-    return table.assign(reference=table['reference'].astype(object).where(table['reference'].notna(), first))
+) -> pd.DataFrame: # with one `reference` for each family; None where a photo has neither reference nor double
+    "Unite doubles and copies of a reference; a family is called by the first reference that it has, or its first path"
+    lines, reference = table.index, table['reference'].astype(object)
+    copies = [(rows[0], other) for rows in table.groupby('reference').groups.values() for other in rows[1:]]
+    ends = [lines.get_indexer([pair[k] for pair in [*pairs, *copies]]) for k in (0, 1)]
+    bonds = coo_array((np.ones(len(ends[0])), ends), shape=(len(table), len(table)))
+    family = pd.Series(connected_components(bonds, directed=False)[1], lines)
+    called = reference.groupby(family).transform('first')
+    called = called.where(called.notna(), table['path'].groupby(family).transform('first'))
+    return table.assign(reference=called.where(family.map(family.value_counts()) > 1, reference))
 
 # %% ../nbs/02a_tables.ipynb #d9fa1862
 PARTS = 'train', 'val', 'test'
@@ -301,7 +317,7 @@ def examine(
     problems, hashes = look(table, form)
     pairs = near_duplicates(hashes)
     whole = keep_together(table, pairs)
-    problems = sorted(problems + leaks(table, pairs) + misfits(whole, form), key=lambda p: p.row)
+    problems = sorted(problems + leaks(table, pairs) + torn(table) + misfits(whole, form), key=lambda p: p.row)
     return whole, Report(str(csv), len(table), tuple(problems))
 
 # %% ../nbs/02a_tables.ipynb #2749adf8
@@ -347,7 +363,8 @@ def load_csv(
                         f'used; {more}, skip_bad = yes leaves them out')
     doubles = sum(p.kind == 'duplicate' for p in report.problems)
     if doubles and declared.split_col:
-        warnings.warn(f'{csv}: {doubles} doubles across the split, or with two scores; {more}', stacklevel=2)
+        warnings.warn(f'{csv}: {doubles} doubles across the split (or torn references), or with two scores; {more}',
+                      stacklevel=2)
     for p in report.problems:
         if p.kind == 'scale': warnings.warn(f'{csv}: {p.what}', stacklevel=2)
     table = table.drop(index=[r - 2 for r in report.bad])
