@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .build import Student
-from .decode import (SCORES, Generation, asked_as, expect, expect_level, level_token_ids, reads_levels,
+from .decode import (SCORES, Generation, asked_as, expect, expect_level, level_verdict, reads_levels,
                             score_next, score_token_ids, verdict_of)
 from .processes import in_parts
 from .scale import QPonderError
@@ -183,7 +183,7 @@ def generate_batch(
 ) -> list[Generation]:
     "One answer per photo, from one batch."
     config, words = vars(student.model.config), student.processor.tokenizer
-    ids, levels, worded = score_token_ids(words), level_token_ids(words), reads_levels(config)
+    ids, worded = score_token_ids(words), reads_levels(config)
     inputs = encode(student, images, mode := asked_as(config, mode)).to(student.model.device)
     likeliest = dict(do_sample=False, logits_processor=LogitsProcessorList([ScoreNext(words)]))
     how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if sample else likeliest
@@ -194,7 +194,7 @@ def generate_batch(
     new, again = out.sequences[:, prompt.shape[1]:], partial(reread, student, memory_of(out), prompt)
     if sample: means = [None] * len(new)
     elif worded: means = expect_level(new, torch.stack(out.logits, 1), verdict_of(words))
-    elif ids: means = expect(new, torch.stack(out.logits, 1), ids, levels, again, in_parts())
+    elif ids: means = expect(new, torch.stack(out.logits, 1), ids, level_verdict(words), again, in_parts())
     else: means = [expect_spelt(student, image, tokens, mode) for image, tokens in zip(images, new)]
     return [read_generation(student, tokens, mean) for tokens, mean in zip(new.tolist(), means)]
 

@@ -33,7 +33,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .adapt import StudentSettings, adapter_config, answer_as_it_learns, learn_in_float, save_trained, set_tower
 from .audit import audit
 from .build import Student
-from .decode import SCORES, level_token_ids, score_token_ids, verdict_of
+from .decode import SCORES, level_verdict, score_token_ids, verdict_of
 from .fast import fast_bf16, keep_memory
 from .filters import Record
 from .losses import claim_phrases, trace_loss, word_loss
@@ -252,7 +252,7 @@ def loss_terms(
     ids = score_token_ids(tokenizer)
     if not (ids or settings.spoiled_scores): raise QPonderError('sft_spoiled_scores = no is for students with a token '
                                                                 'for each score, such as nano: set it to yes')
-    return dict(ids=ids, levels=level_token_ids(tokenizer), weight=settings.score_weight, sigma=settings.score_sigma,
+    return dict(ids=ids, levels=level_verdict(tokenizer), weight=settings.score_weight, sigma=settings.score_sigma,
                 phrases=claim_phrases(tokenizer) if settings.claim_weight else (), claim_weight=settings.claim_weight,
                 ranks=population(records) if ids else (), rank_weight=settings.rank_weight,
                 end=None if settings.spoiled_scores else tokenizer.eos_token_id)

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qponder.ask import encode, generate, reread
 from qponder.build import ImagePolicy, Student, read_onnx_tower, tiny_student
-from qponder.decode import SCORES, expect, expected_score, last_place, level_token_ids, score_token_ids
+from qponder.decode import SCORES, expect, expected_score, last_place, level_verdict, score_token_ids
 from qponder.model import load_student, release, save_student
 from qponder.photo import ASSETS, open_image, pristine
 from qponder.scale import QPonderError
@@ -40,7 +40,7 @@ def test_expected_score_is_a_mean_over_verdicts(base):
     "The same by hand, without a cache: read the answer with each level word in its place."
     image, words = open_image(pristine()[1]), base.processor.tokenizer
     answer, = generate(base, [image])
-    ids, levels = score_token_ids(words), list(level_token_ids(words).values())
+    ids, levels = score_token_ids(words), list(level_verdict(words).ids.values())
     said = torch.tensor(words(answer.text)['input_ids'])[None].repeat(5, 1)
     at, end = (last_place(said, tokens)[0] for tokens in (levels, ids.values()))
     said[:, at] = torch.tensor(levels)
@@ -201,8 +201,8 @@ def test_expected_score_heeds_padding(base):
         out = base.model.generate(**inputs, do_sample=False, output_logits=True, return_dict_in_generate=True)
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
         again = partial(reread, base, memory_of(out), inputs['attention_mask'])
-        ids, levels = score_token_ids(words), level_token_ids(words)
-        expected += expect(new, torch.stack(out.logits, 1), ids, levels, again)
+        ids, verdict = score_token_ids(words), level_verdict(words)
+        expected += expect(new, torch.stack(out.logits, 1), ids, verdict, again)
     assert abs(expected[0] - expected[1]) < .01
 
 
