@@ -118,15 +118,13 @@ def trace_loss(
     "Cross-entropy of the answer, weighted for claims, plus the score terms where a score or a verdict stands."
     logits, labels = outputs.logits[:, :-1], labels[:, 1:]
     scores = scores_of(labels, ids or {})
-    verdicts = spots(labels, levels)
     kept = (labels != -100) & ((labels != end) | ~scores.isnan()[:, None] if end is not None else True)
-    rows, logits, labels, verdicts = kept.nonzero()[:, 0], logits[kept].float(), labels[kept], verdicts[kept]
-    weights = 1 + claim_weight * claimed(labels, phrases)
-    total = (weights * F.cross_entropy(logits, labels, reduction='none')).sum()
+    rows, verdicts = kept.nonzero()[:, 0], spots(labels, levels)[kept]
+    logits, labels = logits[kept].float(), labels[kept]
+    total = ((1 + claim_weight * claimed(labels, phrases)) * F.cross_entropy(logits, labels, reduction='none')).sum()
     for words in filter(None, (ids, levels and levels.ids)) if ids and weight else ():
         tokens, grid = (torch.tensor(list(v), device=logits.device) for v in (words.values(), words))
-        here = torch.isin(labels, tokens) if words is ids else verdicts
-        at = (here & ~scores[rows].isnan()).nonzero()[:, 0]
+        at = ((torch.isin(labels, tokens) if words is ids else verdicts) & ~scores[rows].isnan()).nonzero()[:, 0]
         terms = score_terms(logits[at][:, tokens], scores[rows[at]], grid, sigma)
         if words is ids and rank_weight:
             places = torch.tensor(ranks, device=grid.device)
