@@ -144,7 +144,7 @@ def held_as(
         raise QPonderError('student_quantise = 4bit needs bitsandbytes: pip install "qponder[quantised]", '
                            'or set student_quantise = none')
     return {'quantization_config': BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
-        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16),
+        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16), 'dtype': torch.bfloat16,
         'device_map': 'cuda' if torch.cuda.is_available() else 'cpu'} # cuda: that of the local rank
 
 # %% ../nbs/06b_adapt.ipynb #f577b040
@@ -169,10 +169,10 @@ def answer_as_it_learns(
     model: nn.Module, # of a trainer
     args: TrainingArguments, # of the same
 ):
-    "Have a student under an adapter write in the precision in which it is trained"
-    if not args.bf16 or in_parts() or not isinstance(model, PeftModel): return
-    base = model.get_base_model()
-    base.forward = torch.autocast(args.device.type, torch.bfloat16)(base.forward)
+    "Have a student write in the precision in which it is trained"
+    if not args.bf16 or in_parts(): return
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.generate = torch.autocast(args.device.type, torch.bfloat16)(base.generate)
 
 # %% ../nbs/06b_adapt.ipynb #bae52621
 def load_trainee(
@@ -198,7 +198,8 @@ def merge(
     packed = getattr(student.model, 'is_quantized', False)
     if not packed and student.model.dtype == torch.float32: return trained.merge_and_unload()
     bare = trained.unload().to('cpu')
-    return PeftModel.from_pretrained(bare.dequantize() if packed else bare.float(), adapter).merge_and_unload()
+    whole = (bare.dequantize() if packed else bare).float()
+    return PeftModel.from_pretrained(whole, adapter).merge_and_unload()
 
 # %% ../nbs/06b_adapt.ipynb #39151ff9
 def gathered(

@@ -44,7 +44,7 @@ from .custom import signed
 from .decode import asked_as
 from .fast import fast_bf16
 from .filters import Record
-from .processes import in_parts, one_gpu, place, shared_groups
+from .processes import each_turn, in_parts, one_gpu, place, shared_groups
 from .readers import (Reference, fit_text_scorer, read_by_difference, read_by_judge, read_by_likelihood,
                              read_by_words, save_text_scorer)
 from .reward import RewardSettings, check_needs, own_parts
@@ -215,8 +215,8 @@ def preflight(
     n = min(max(settings.preflight_prompts, settings.prompts_per_step if rewards.w_rank else 0), len(rows))
     picked = [rows[int(i)] for i in np.random.default_rng(seed).permutation(len(rows))[:n]]
     images = [r['images'][0] for r in picked for _ in range(settings.group_size)]
-    answers = ask(student, images, sample=True, temperature=settings.temperature, seed=seed, batch_size=64,
-                  max_new_tokens=settings.max_completion_length)
+    answers = ask(student, images, sample=True, temperature=settings.temperature, seed=seed,
+                  batch_size=min(64, settings.rollouts_per_pass), max_new_tokens=settings.max_completion_length)
     columns = {k: [r[k] for r in picked for _ in range(settings.group_size)] for k in picked[0] if k != 'prompt'}
     said = dict(prompts=[''] * len(answers), completions=[a.text for a in answers])
     total = add_up(*trl_rewards(rewards, reader), whole=True, **said, **columns)
@@ -330,7 +330,7 @@ def grpo_config(
         use_cpu=not gpu, bf16=gpu or fast_bf16(), gradient_checkpointing=gpu, log_completions=True,
         log_multimodal=False, num_completions_to_print=0, report_to=[], disable_tqdm=not progress,
         model_init_kwargs={'device_map': None} if s.beta else None, # of the reference: else spread over all GPUs
-        **vllm_arguments(settings, longest)))
+        accelerator_config=each_turn(), **vllm_arguments(settings, longest)))
 
 # %% ../nbs/09_grpo.ipynb #31256e82
 class SameOrder(TrainerCallback):

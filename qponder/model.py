@@ -104,7 +104,8 @@ def load_student(
     if missing: raise QPonderError(f'{name}: {missing[0]} is missing; restore its files')
     plain_generation(model)
     if device == 'cpu': plain_attention(model)
-    try: student = Student(remember(model, photos).eval().to(device), processor, str(name))
+    settled = getattr(model, 'is_quantized', False) # bitsandbytes has chosen its place
+    try: student = Student(remember(model, photos).eval().to(model.device if settled else device), processor, str(name))
     except (RuntimeError, AssertionError) as e: raise QPonderError(f'device {device!r}: {e}') from e
     check_policy(folder, student.policy)
     check_opening(student)

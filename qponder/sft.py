@@ -41,7 +41,7 @@ from .model import no_bars, save_student
 from .objectives import Objective, check_objective, level_trace, mixed, one_hot, prompts_of, soft_label
 from .own import own_words
 from .photo import open_image, photo_view
-from .processes import is_first, one_gpu, place, shared
+from .processes import each_turn, is_first, one_gpu, place, shared
 from .scale import QPonderError, check_range, percentile
 from .share import remember
 from .spoil import spoil
@@ -195,7 +195,8 @@ def go_on_from(
     "Where a training goes on. `QPonderError` if what lies there, checkpoints or another result, began otherwise."
     keep_memory() # here all trainings begin
     out, now, newest = Path(out), beginning(*begun), newest_checkpoint(Path(out) / kept)
-    found, note = newest or [*out.glob('own-*.jsonl'), *out.glob('judge.safetensors')], out / 'begun.json'
+    mine = out.glob(f'own-{place().rank}.jsonl') # others may be faster
+    found, note = newest or [*mine, *out.glob('judge.safetensors')], out / 'begun.json'
     old = json.loads(note.read_text(encoding='utf-8')) if found and note.exists() else {}
     for k in (k for k in now if k in old and old[k] != now[k]):
         raise QPonderError(f'{out}: the training that lies there began with {k} = {old[k]}, now {k} = {now[k]}: give '
@@ -232,7 +233,7 @@ def sft_config(
         save_steps=settings.save_every, save_total_limit=2, logging_steps=5, max_length=None, seed=seed,
         use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available() or fast_bf16(),
         gradient_checkpointing=torch.cuda.is_available(), remove_unused_columns=False, report_to=[],
-        disable_tqdm=not progress))
+        disable_tqdm=not progress, accelerator_config=each_turn()))
 
 # %% ../nbs/08_sft.ipynb #fa81c6f0
 def population(

@@ -8,13 +8,15 @@ and never mixed with anything that was made differently."""
 
 # %% auto #0
 __all__ = ['Stage', 'require', 'used', 'student_files', 'student_sha', 'inputs', 'earlier', 'difference', 'set_aside',
-           'photo_list', 'list_photos', 'told_photos', 'prepare', 'tidy', 'execute', 'noted', 'follow', 'run_stage']
+           'photo_list', 'list_photos', 'told_photos', 'prepare', 'tidy', 'execute', 'leave_word', 'heed', 'noted',
+           'follow', 'run_stage']
 
 # %% ../nbs/12e_stage.ipynb #d80ae8d3
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from safetensors import SafetensorError
 from .expert import EXPERT, expert_prompt
 from .manifest import disk_error, image_policy, peak_memory, seed_all, versions, write_json
 from .parts import Run, sha
-from .processes import is_first, wait_for
+from .processes import BEGUN, is_first, place, wait_for
 from .scale import QPonderError
 from .settings import Settings
 from .store import write_whole
@@ -204,6 +206,33 @@ def execute(
         'wall_seconds': round(time.monotonic() - begin, 1), 'peak_memory_mb': peak_memory()})
     tidy(folder)
 
+# %% ../nbs/12e_stage.ipynb #82f92340
+@contextmanager
+def leave_word(
+    folder: Path, # of a run
+) -> Iterator[None]:
+    "Have the other processes know if the first one fails within a `with` block; a full disk is a `QPonderError`"
+    note = folder / 'failed.json'
+    with suppress(OSError): note.unlink()
+    try: yield
+    except BaseException as e:
+        plain = disk_error(e, folder) if isinstance(e, (OSError, RuntimeError, SafetensorError)) else None
+        if place().world > 1:
+            with suppress(OSError): write_json(note, {'error': f'{plain or e}' or type(e).__name__})
+        if plain: raise plain from e
+        raise
+
+# %% ../nbs/12e_stage.ipynb #1d7cdca5
+def heed(
+    folder: Path, # of a run
+    since: float = BEGUN, # seconds since 1970; what is older is of an earlier start
+) -> None:
+    "`QPonderError` if the first process has left word that it failed"
+    note = folder / 'failed.json'
+    try: told = json.loads(note.read_text(encoding='utf-8'))['error'] if note.stat().st_mtime >= since else ''
+    except (OSError, ValueError): return
+    if told: raise QPonderError(f'the first process has failed, and nothing is left to wait for: {told}')
+
 # %% ../nbs/12e_stage.ipynb #72d2744c
 def noted(
     stage: Stage, # what the first process is asked to run
@@ -221,13 +250,13 @@ def follow(
     run: Run, # where
 ) -> Path: # the stage's folder, finished
     "What all processes but the first do with a stage"
-    folder = run.folder / stage.name
-    wait_for(lambda: folder.is_dir() and earlier(folder) or None)
+    folder, wait = run.folder / stage.name, lambda look: wait_for(lambda: heed(run.folder) or look())
+    wait(lambda: folder.is_dir() and earlier(folder) or None)
     now = inputs(stage, run)
-    if stage.together and wait_for(lambda: noted(stage, run, now)) == 'started':
+    if stage.together and wait(lambda: noted(stage, run, now)) == 'started':
         seed_all(run.settings.common.seed)
         stage.work(run)
-    wait_for(lambda: noted(stage, run, now) == 'finished' or None)
+    wait(lambda: noted(stage, run, now) == 'finished' or None)
     return folder
 
 # %% ../nbs/12e_stage.ipynb #7dcc1087
@@ -239,13 +268,10 @@ def run_stage(
 ) -> Path: # the stage's folder
     "Run a stage unless it is finished; `QPonderError` for other inputs, a full disk, a folder that refuses"
     if not is_first(): return follow(stage, run)
-    try:
+    with leave_word(run.folder):
         old, now = prepare(stage, run, fresh)
         if 'versions' in old: say(f'{stage.name}: finished, not run again')
         else:
             say(f'{stage.name}: goes on' if old else f'{stage.name}: starts')
             execute(stage, run, now, old.get('starts', 0))
-    except (OSError, RuntimeError, SafetensorError) as e:
-        if plain := disk_error(e, run.folder): raise plain from e
-        raise
     return run.folder / stage.name

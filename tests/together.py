@@ -27,9 +27,9 @@ RECORDS = [Record(path=str(p), target=t.score, std=.5, status='ok', raw=render(t
 SFT = SFTSettings(epochs=10, batch_size=4, score_weight=1, score_only_every=0, eval_every=100, save_every=100)
 GRPO = GRPOSettings(steps=3, group_size=4, prompts_per_step=2, rollouts_per_pass=8, max_completion_length=60,
                     eval_every=100, save_every=100, preflight_prompts=0)
-# what compares photos; of three groups in two processes the second is torn
+# what compares photos; of three groups in two processes the second is torn, and each process takes two turns
 ORDER = replace(SFT, objective='soft+fidelity')
-RANK = replace(GRPO, prompts_per_step=3, rollouts_per_pass=12, scale_rewards='batch')
+RANK = replace(GRPO, prompts_per_step=3, rollouts_per_pass=3, scale_rewards='batch')
 COMPARED = RewardSettings(w_rank=3, uncertainty=1)
 # rollouts that are learned from twice, so far that words are held back the second time
 TWICE = replace(GRPO, steps=4, iterations=2, learning_rate=.002, epsilon_high=.001)
