@@ -91,8 +91,8 @@ def verdicts(
     "Each stage against the one before, the last against every baseline, and whose scores are not all expected ones"
     there = [m for m in MODELS if m in groups]
     pairs = list(zip(there[1:], there)) + [(there[-1], m) for m in groups if m not in MODELS and there]
-    fine = {m: some for m, some in groups.items() if any(p.expected is not None for p in some)}
-    told = tell_stand_ins({m: stand_ins(some) for m, some in fine.items()}).strip()
+    has = {m: any(p.expected is not None for p in some) for m, some in groups.items()}
+    told = tell_stand_ins({m: stand_ins(some) for m, some in groups.items() if has[m]}).strip()
     return [s for one, other in pairs for s in sentences(one, other, groups)] + [told] * bool(told)
 
 # %% ../nbs/12_report.ipynb #3f638097
@@ -142,8 +142,8 @@ def missing(
 _NOTE = ('Small type: 95 % bootstrap intervals over the photos. “Expected”: the mean over the score tokens, “greedy”: '
          'the score as written. Failed answers are left out of the correlations and counted in the last column; in '
          'reward and agreement they count as 0. “PLCC fitted”: after a logistic curve fitted on the validation photos, '
-         'where it rises. A dash: undefined. The sentences below compare expected scores where a model has them, on the '
-         'same photos; there a failed answer counts as the worst that could have been said.')
+         'where it rises. A dash: undefined. The sentences below compare expected scores where a model has them, on '
+         'the same photos; there a failed answer counts as the worst that could have been said.')
 
 # %% ../nbs/12_report.ipynb #17e759da
 def results(
