@@ -71,7 +71,7 @@ def rate(run: Run, folder: Path, model: str | Path, name: str, tower: list) -> N
     tower[:] = tower or [SharedTower(rater.nano.net.vision_tower)]
     rater.nano.net.vision_tower = tower[0]
     predict(None, run.parts.val, folder / 'predictions.jsonl', name, 'val', run.settings.stages['reward'],
-            ask=lambda _, images: rater.ask(images))
+            ask=lambda _, images: rater.ask(images), distilled=run.settings.stages['distill'])
 
 
 def train(run: Run, name: str, tower: list) -> None:

@@ -25,10 +25,12 @@ from .baselines import baselines, score_with
 from .claims import claims
 from .consistency import aspect_agreement
 from .faults import Calibration
+from .filters import DistillSettings
 from .metrics import (Interval, Logistic4, Metric, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc, rmse,
                              srcc)
 from .photo import ImageError
-from .predict import Prediction, Which, predict, read_predictions, resume, together, values
+from .predict import (Prediction, Which, predict, read_predictions, resume, stand_ins, tell_stand_ins, together,
+                             values)
 from .reward import RewardSettings
 from .scale import HIGH, LOW, QPonderError
 from .trace import parse
@@ -69,13 +71,14 @@ class Fitted:
 def fit_on(
     predictions: Sequence[Prediction], # of one model on photos that are not to be reported
     which: Which = 'greedy', # the written score or the expected one
-) -> Fitted | None: # None when there is nothing to fit: fewer than eight answers, or all the same
+) -> Fitted | None: # None for fewer than eight answers, for all the same, and for a curve that falls
     "Fit the logistic curve on a declared split"
     said = values(predictions, which)
     kept = [p for p, score in zip(predictions, said) if not np.isnan(score)]
     said = said[~np.isnan(said)]
     if len(said) < 8 or np.ptp(said) < 1e-9: return None
-    return Fitted(logistic4_fit(said, [p.score for p in kept]), kept[0].split, frozenset(p.path for p in kept))
+    curve = logistic4_fit(said, [p.score for p in kept])
+    return Fitted(curve, kept[0].split, frozenset(p.path for p in kept)) if curve.rises else None
 
 # %% ../nbs/10_evaluate.ipynb #ea9ffab9
 def _mean(
@@ -96,14 +99,15 @@ class Metrics:
     srcc: Interval # without failures, like all that follow
     krcc: Interval # likewise
     plcc: Interval # raw
-    plcc_fitted: Interval # after a logistic fitted on other photos; undefined without one
+    plcc_fitted: Interval # after a logistic fitted on other photos; undefined without one that rises
     rmse: Interval # in points; undefined for a model that does not score on 1-5
-    srcc_worst: float # failures at the far end of the scale
+    srcc_worst: float # failures at the far end of the scale, or of what the model says if it leaves the scale
     spread: Spread # of the predictions
     human_std: float # spread of the human scores, to compare
     reward: Interval # mean total reward, failures counting 0; undefined for models without words
     agreement: Interval # mean agreement of the reasoning before the gate, failures counting 0
     fitted_on: str = '' # split and number of photos of the curve
+    stand_ins: int = 0 # of a row of expected scores: answers without one, which count by the written score
 
 # %% ../nbs/10_evaluate.ipynb #ac7e2ade
 def metrics(
@@ -126,7 +130,8 @@ def metrics(
         bootstrap(plcc, fit.curve(x), y, n, seed, of) if fit else none,
         bootstrap(rmse, x, y, n, seed, of) if on_scale else none, worst, spread(x), float(human.std()),
         *(bootstrap(_mean, v, human, n, seed, copies) if any(p.reward for p in predictions) else none for v in paid),
-        fitted_on=f'{len(fit.paths)} {fit.split}' if fit else '')
+        fitted_on=f'{len(fit.paths)} {fit.split}' if fit else '',
+        stand_ins=stand_ins(predictions) if which == 'expected' else 0)
 
 # %% ../nbs/10_evaluate.ipynb #4628e0f0
 _COLUMNS = {'SRCC': 'srcc', 'KRCC': 'krcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc_fitted', 'RMSE': 'rmse',
@@ -134,7 +139,7 @@ _COLUMNS = {'SRCC': 'srcc', 'KRCC': 'krcc', 'PLCC': 'plcc', 'PLCC fitted': 'plcc
 _NOTE = ('Brackets: 95 % bootstrap intervals over the photos, copies of one image together. “—”: undefined. Failed '
          'answers are left out of the correlations; “SRCC worst” puts each at the end of the scale farther from its '
          'human score. “PLCC fitted”: '
-         'after a four-parameter logistic fitted on other photos ({}). '
+         'after a four-parameter logistic fitted on other photos ({}), where it rises. '
          'The human scores have a standard deviation of {:.2f}.')
 
 # %% ../nbs/10_evaluate.ipynb #21568c1c
@@ -193,6 +198,7 @@ class MetricTable:
         rows = {m.model + (f', {m.which}' if m.model in twice else ''): m for m in self.rows}
         fits = ', '.join(sorted({m.fitted_on for m in self.rows} - {''})) or 'none'
         note = _NOTE.format(fits, self.rows[0].human_std if self.rows else float('nan'))
+        note += tell_stand_ins({m.model: m.stand_ins for m in self.rows if m.which == 'expected'})
         return '\n\n'.join((_measures_table(rows), _use_table(rows), note))
 
     def __str__(self): return self._repr_markdown_()
@@ -232,7 +238,7 @@ def in_order(
     one: Sequence[Prediction], # of one model
     other: Sequence[Prediction], # of another one
 ) -> list[Prediction]: # of the other, in the order of the first
-    "`QPonderError` unless both models were asked about the same photos, with the same human scores"
+    "`QPonderError` unless both models were asked about the same photos, with the same human scores and references"
     first, second = ({p.path: p for p in some} for some in (one, other))
     if alone := len(first.keys() ^ second.keys()):
         raise QPonderError('the models were asked about different photos: '
@@ -242,6 +248,9 @@ def in_order(
         if abs(p.score - second[path].score) > 1e-6:
             raise QPonderError(f'{path}: its human score is {p.score:g} in one list and {second[path].score:g} in '
                                'the other; evaluate both with the same data')
+        if len(copied := {p.reference, second[path].reference} - {None}) > 1:
+            raise QPonderError(f'{path}: it is a copy of {min(copied)} in one list and of {max(copied)} in the other; '
+                               'evaluate both with the same data')
     return [second[p.path] for p in one]
 
 # %% ../nbs/10_evaluate.ipynb #51163bce
@@ -255,9 +264,10 @@ def compare(
     worst: bool = False, # failures count as the worst score there is; else photos that either failed on are left out
 ) -> Interval: # of metric(one) - metric(other); `.noise` says whether it may as well be none
     "How much better one model is than the other; `QPonderError` as for `in_order`"
-    a, b = (values(some, which, worst) for some in (one, in_order(one, other)))
+    other = in_order(one, other)
+    a, b = (values(some, which, worst) for some in (one, other))
     both, target = ~(np.isnan(a) | np.isnan(b)), np.array([p.score for p in one])
-    return paired_bootstrap(fn, a[both], b[both], target[both], n, seed, together(one)[both])
+    return paired_bootstrap(fn, a[both], b[both], target[both], n, seed, together(one, other)[both])
 
 # %% ../nbs/10_evaluate.ipynb #ecb4edc9
 @dataclass(frozen=True)
@@ -331,6 +341,7 @@ def evaluate(
     calibration: Calibration | None = None, # for what is measured; None: the one that ships with qponder
     ask: Callable[..., list] | None = None, # (student, images) -> answers; None: `ask.generate`, greedy
     n: int = 2000, # resamples for the intervals
+    distilled: DistillSettings = DistillSettings(), # as in training: `tone` and `decimals` of what is measured
 ) -> MetricTable: # of the test photos
     "Baselines and students on the same photos; resumable"
     from qponder.model import best_device, load_to_rate
@@ -341,7 +352,7 @@ def evaluate(
     for name, student in students.items():
         if isinstance(student, (str, Path)): student = load_to_rate(student, best_device())
         for split, rows in splits.items():
-            whole(predict(student, rows, file, name, split, settings, calibration, ask))
+            whole(predict(student, rows, file, name, split, settings, calibration, ask, distilled=distilled))
     table = tabulate(read_predictions(file), n=n)
     (Path(out) / 'metrics.json').write_text(json.dumps(table.dicts(), indent=1) + '\n', encoding='utf-8')
     return table

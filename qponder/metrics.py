@@ -183,6 +183,11 @@ class Logistic4:
         z = np.clip((np.asarray(x, dtype=float) - self.middle) / self.width, -500, 500)
         return self.bottom + (self.top - self.bottom) / (1 + np.exp(-z))
 
+    @property
+    def rises(self) -> bool: # False for a flat curve, too
+        "Does a higher score stand for a better photo?"
+        return self.top > self.bottom
+
 # %% ../nbs/09a_metrics.ipynb #67a3c6ba
 def logistic4_fit(
     pred: np.ndarray, # (photos,) predicted scores

@@ -118,16 +118,17 @@ def evaluate_stage(
     from qponder.fast import keep_memory
     from qponder.model import best_device, rating_dtype
     keep_memory()
+    base, p, stages = run.settings.common.student, run.parts, run.settings.stages
     trained = {'Q-Ponder-CI': run.folder / 'cold-start' / 'model', 'Q-Ponder': run.folder / 'grpo' / 'model'}
     for model, stage, n in (('Q-Ponder-CI', 'sft', 'epochs'), ('Q-Ponder', 'grpo', 'steps')):
-        if not getattr(run.settings.stages[stage], n): del trained[model]
-    base, how, p = run.settings.common.student, run.settings.stages['student'], run.parts
+        if not getattr(stages[stage], n): del trained[model]
+    how = stages['student']
     if how.min_pixels or how.max_pixels or how.max_new_tokens:
         from qponder.adapt import load_trainee
         device = best_device()
         base = load_trainee(base, replace(how, quantise='none'), device, rating_dtype(device))
     students = {'base': base} | trained
-    evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', run.settings.stages['reward'])
+    evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', stages['reward'], distilled=stages['distill'])
 
 # %% ../nbs/13_run.ipynb #b8d132fb
 STAGES = (
@@ -136,7 +137,8 @@ STAGES = (
     Stage('grpo', grpo_stage, ('student_', 'grpo_', 'reward_', 'served_model'),
           ('distill/kept.jsonl', 'cold-start/model'), True),
     Stage('evaluate', evaluate_stage,
-          ('student', 'student_min_pixels', 'student_max_pixels', 'student_max_new_tokens', 'reward_'),
+          ('student', 'student_min_pixels', 'student_max_pixels', 'student_max_new_tokens', 'reward_', 'distill_tone',
+           'distill_decimals'),
           ('cold-start/model', 'grpo/model')),
 )
 

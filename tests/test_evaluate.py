@@ -13,16 +13,21 @@ from PIL import Image
 from scipy import stats
 
 import qponder.baselines as page
+import qponder.compare
 from qponder.baselines import (baselines, bell, brisque_features, brisque_scores, brisque_svr, constant,
                                measured_ridge, score_with)
+from qponder.compare import compare_runs, contrast, contrast_words
+from qponder.distill import ask as trace
 from qponder.evaluate import (Fitted, chain, compare, evaluate, fit_on, grounding, metrics, spread, swapped, tabulate,
                               whole)
+from qponder.filters import DistillSettings
 from qponder.metrics import (Interval, Logistic4, _interval, bootstrap, krcc, logistic4_fit, paired_bootstrap, plcc,
                              rmse, srcc)
 from qponder.photo import ImageError
-from qponder.predict import Prediction, predict, read_predictions, values
+from qponder.predict import Prediction, predict, read_predictions, stand_ins, values
 from qponder.scale import QPonderError
 from qponder.store import write_records
+from qponder.teacher import MeasuredTeacher
 
 pairs = st.lists(st.tuples(st.integers(0, 40), st.integers(10, 50)), min_size=3, max_size=30).map(
     lambda found: np.array(found, dtype=float).T / 10)
@@ -208,6 +213,45 @@ def test_worst_case_is_no_better_than_any_other_reading():
         assert m.srcc_worst <= srcc(filled, target) + 1e-9
 
 
+@pytest.mark.parametrize('low, high', [(-60, 0), (0, 100), (1, 5), (-3, 3)])
+def test_the_worst_case_is_the_worst_on_any_scale(low, high):
+    "A scale of its own, on which every photo above 3 failed, and then every photo below"
+    right = [replace(p, greedy=low + (high - low) * (p.score - 1) / 4, expected=None) for p in predictions(60)]
+    target = np.array([p.score for p in right])
+    for fails in (lambda p: p.score > 3, lambda p: p.score <= 3, lambda p: int(p.path[4:-4]) % 3 == 0):
+        p = [replace(q, status='truncated', greedy=None) if fails(q) else q for q in right]
+        there, worst = values(p), values(p, worst=True)
+        failed = np.isnan(there)
+        ends = (1, 5) if (low, high) == (1, 5) else (np.nanmin(there), np.nanmax(there))
+        assert set(worst[failed]) <= set(ends) and np.array_equal(worst[~failed], there[~failed])
+        m = metrics(p, n=20)
+        assert m.srcc.value > .99 > .5 > m.srcc_worst
+        for guess in np.linspace(*ends, 9): assert m.srcc_worst <= srcc(np.where(failed, guess, there), target) + 1e-9
+
+
+def test_a_readable_answer_without_an_expected_score_has_not_failed():
+    "As the students have it who spell scores: 20 of 60 answers, all of them near what people said"
+    one = predictions(60)
+    other = [replace(p, expected=None) if i < 20 else p for i, p in enumerate(one)]
+    m = tabulate(other, n=20)['m', 'expected']
+    assert (m.failed, m.stand_ins, stand_ins(other)) == (0, 20, 20)
+    assert m.srcc.value > .8 and m.srcc_worst == m.srcc.value
+    assert values(other, 'expected')[:20].tolist() == [p.greedy for p in one[:20]]
+    assert abs(contrast(one, other, n=20).more.value) < .01
+    table = tabulate(other, n=20)
+    assert '20 by m.' in str(table) and 'by the written one' not in str(tabulate(one, n=20))
+    assert [row['stand_ins'] for row in table.dicts()] == [0, 20]
+
+
+def test_a_reversed_scorer_is_not_turned_round():
+    of = lambda split, seed: [replace(p, greedy=6 - p.score, expected=None) for p in predictions(40, 'm', split, seed)]
+    m, = tabulate([*of('val', 1), *of('test', 0)], n=20).rows
+    assert m.plcc.value < -.99 and np.isnan(m.plcc_fitted.value) and m.fitted_on == ''
+    good = [replace(p, greedy=6 - p.greedy) for p in (*of('val', 1), *of('test', 0))]
+    m, = tabulate(good, n=20).rows
+    assert m.plcc_fitted.value > .99 and m.fitted_on == '40 val'
+
+
 def test_without_failures_both_rules_agree():
     m = metrics(predictions(), n=50)
     assert m.failed == 0 and math.isclose(m.srcc_worst, m.srcc.value)
@@ -283,6 +327,48 @@ def test_comparison_needs_the_same_photos_and_leaves_out_failures_of_either():
     far = 1. if other[0].score > 3 else 5.
     assert compare(one, failed, worst=True) == compare(one, [replace(other[0], greedy=far), *other[1:]])
     with pytest.raises(QPonderError, match='different photos'): compare(one, other[1:])
+
+
+@pytest.mark.parametrize('measure', [contrast, contrast_words, lambda a, b, n: compare(a, b, n=n)])
+def test_either_run_may_know_the_references(measure):
+    "And a contradiction is an error, whichever run comes first"
+    rng = np.random.default_rng(0)
+    one = [replace(p, reward={'agreement': rng.random()}) for p in predictions(60)]
+    other = [replace(p, greedy=float(g), expected=float(g), reward={'agreement': rng.random()})
+             for p, g in zip(one, rng.uniform(1, 5, 60))]
+    known = lambda some: [replace(p, reference=f'{i // 10}.png') for i, p in enumerate(some)]
+    both = measure(known(one), known(other), n=100)
+    assert measure(known(one), other, n=100) == both == measure(one, known(other), n=100) != measure(one, other, n=100)
+    wrong = [*known(other)[:-1], replace(other[-1], reference='x.png')]
+    for pair in ((known(one), wrong), (wrong, known(one))):
+        with pytest.raises(QPonderError, match='test59.png: it is a copy of 5.png in one list and of x.png in the'):
+            measure(*pair, n=100)
+
+
+def test_two_models_of_one_run_are_read_once(tmp_path, monkeypatch):
+    said, read = [*predictions(), *predictions(model='other', seed=2)], []
+    said[30:] = [replace(q, score=p.score) for p, q in zip(said, said[30:])]
+    for run in 'ab': write_records(tmp_path/run/'evaluate'/'predictions.jsonl', said)
+    def count(file): read.append(file.parts[-3]); return read_predictions(file)
+    monkeypatch.setattr(qponder.compare, 'read_predictions', count)
+    one = compare_runs(tmp_path/'a', tmp_path/'a', ('m', 'other'), n=20)
+    two = compare_runs(tmp_path/'a', tmp_path/'b', ('m', 'other'), n=20)
+    assert one.rows == two.rows and read[0] == 'a' and sorted(read[1:]) == ['a', 'b']
+
+
+def test_evaluation_is_rewarded_as_in_training(tmp_path):
+    "What the teacher wrote for photos that people liked, and what is measured there: with and without toning"
+    rows = [dict(r, score=4.84) for r in photos(8) if r['score'] < 4]
+    found = {}
+    for tone in (True, False):
+        how = DistillSettings(tone=tone, decimals=2)
+        traces = [trace(r, r['image'], MeasuredTeacher(), how) for r in rows]
+        said = [SimpleNamespace(text=t.raw, finished=True, expected=None) for t in traces]
+        ask = lambda _, images, said=said: said
+        found[tone] = predict(None, rows, tmp_path/'p.jsonl', f'{tone}', ask=ask, distilled=how)
+        assert [p.faults for p in found[tone]] == [t.faults for t in traces]
+        assert {p.reward['agreement'] for p in found[tone]} == {1}
+    assert max(found[True][0].faults.values()) == 1 < max(found[False][0].faults.values())
 
 
 def test_predictions_survive_the_disk(tmp_path):
@@ -537,7 +623,7 @@ def test_an_answer_without_an_expected_score_costs_the_table_nothing():
     val, test = predictions(split='val'), predictions(seed=1)
     table = tabulate([replace(val[0], expected=None), *val[1:], replace(test[0], expected=None), *test[1:]], n=50)
     found = table['m', 'expected']
-    assert (found.photos, found.failed, found.fitted_on) == (30, 1, '29 val') and not np.isnan(found.plcc_fitted.value)
+    assert (found.photos, found.failed, found.fitted_on) == (30, 0, '30 val') and not np.isnan(found.plcc_fitted.value)
 
 
 def test_a_line_that_two_processes_wrote_counts_once(tmp_path):

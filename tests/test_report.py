@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from qponder.cli import main
+from qponder.compare import contrast, contrast_words
 from qponder.evaluate import tabulate
-from qponder.figures import MODELS, curve, extremes, group, scores, svg, thumbnail
+from qponder.figures import MODELS, curve, extremes, group, svg, thumbnail
 from qponder.filters import Record
 from qponder.metrics import Interval
-from qponder.predict import Prediction
-from qponder.report import gain, headline, paid, report, results, summary, verdict
+from qponder.predict import Prediction, said
+from qponder.report import gain, headline, paid, report, results, summary, verdict, verdicts
 from qponder.scale import QPonderError
 
 WORDS = '<think>Edges are soft & <b>blurred</b>.</think>\n<answer>{:.1f}</answer>'
@@ -217,12 +218,68 @@ def test_summary_fits_a_terminal(run):
 def test_failures_have_no_score_and_earn_nothing():
     good = [Prediction('a', str(i), 'test', i, greedy=float(i), reward={'total': 1.}) for i in range(1, 5)]
     bad = [*good[:3], Prediction('b', '4', 'test', 4, status='truncated')]
-    assert set(scores(bad)) == {'1', '2', '3'} and gain(good, bad).value == 0
+    assert [said(p) for p in bad] == [1, 2, 3, None]
     assert paid(good, bad).value == .25
+    # ranks 1.5, 3, 4, 1.5 against 1, 2, 3, 4: the failed answer ties with the worst photo
+    assert gain(good, bad).value == pytest.approx(1 - .5 / np.sqrt(4.5 * 5))
+
+
+def test_a_report_compares_as_the_comparison_of_runs_does():
+    "Some answers failed, some have no expected score, and only one of the runs knows the references."
+    rng = np.random.default_rng(0)
+    def run(model, noise):
+        for i, h in enumerate(rng.uniform(1, 5, 60)):
+            s = float(np.clip(h + rng.normal(0, noise), 1, 5))
+            yield Prediction(model, f'{i}.png', 'test', h, greedy=s, expected=s, reward=dict(agreement=s / 5))
+    base = list(run('base', .9))
+    ours = [replace(p, model='Q-Ponder', greedy=q.greedy, expected=None if i < 9 else q.greedy, reward=q.reward)
+            for i, (p, q) in enumerate(zip(base, run('Q-Ponder', .9)))]
+    ours[20:30] = [replace(p, status='truncated', greedy=None, expected=None, reward={}) for p in ours[20:30]]
+    known = [replace(p, reference=f'{i // 3}') for i, p in enumerate(base)]
+    for one, other in ((base, ours), (known, ours)):
+        assert gain(other[::-1], one).value == pytest.approx(contrast(one, other, n=50).more.value)
+        assert gain(other, one) == contrast(one, other, n=1000).more
+        assert paid(other, one, 'agreement') == contrast_words(one, other, n=1000).more
+    assert gain(ours, known) != gain(ours, base)
+
+
+def test_a_comparison_says_how_many_photos_and_failures_it_rests_on():
+    "Fifty of sixty answers failed: sixty photos were compared, and the sentence says what the fifty did"
+    rng = np.random.default_rng(0)
+    of = lambda model: [Prediction(model, f'{i}', 'test', 1 + i / 15, greedy=s)
+                        for i, s in enumerate(rng.uniform(1, 5, 60).tolist())]
+    some = dict(base=of('base'), constant=of('constant'))
+    some['base'][10:] = [replace(p, status='no_answer', greedy=None) for p in some['base'][10:]]
+    assert 'unreadable, and counted as the worst: 50)' in verdicts(some)[0]
+    few = {m: [Prediction(m, str(i), 'test', 2. + i, greedy=2. + i, reference=str(i // 2)) for i in range(3)]
+           for m in ('base', 'constant')}
+    assert verdicts(few) == ['base against constant, SRCC: within noise on 3 photos (+0.000, no interval).']
+
+
+def test_models_that_saw_different_photos_are_not_compared(run, tmp_path):
+    shutil.copytree(run, tmp_path/'copy')
+    file = tmp_path/'copy'/'evaluate'/'predictions.jsonl'
+    rows = [r for r in map(json.loads, file.read_text().splitlines())
+            if (r['model'], Path(r['path']).name) != ('base', '3.png')]
+    file.write_text(lines(rows))
+    page = report(tmp_path/'copy').read_text(encoding='utf-8')
+    assert 'Q-Ponder-CI and base cannot be compared: the models were asked about different photos' in page
+    assert 'Q-Ponder against Q-Ponder-CI, SRCC' in page
+
+
+def test_the_page_and_the_terminal_say_whose_scores_are_not_all_expected_ones(run, page, tmp_path):
+    shutil.copytree(run, tmp_path/'copy')
+    file = tmp_path/'copy'/'evaluate'/'predictions.jsonl'
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for r in [r for r in rows if (r['model'], r['split']) == ('base', 'test')][:4]: r['expected'] = None
+    file.write_text(lines(rows))
+    told = 'Answers without an expected score, which count by the written one: 4 by base.'
+    assert told in report(tmp_path/'copy').read_text(encoding='utf-8') and told in summary(tmp_path/'copy')
+    assert 'by the written one' not in page
 
 
 def test_expected_scores_win():
-    assert scores([Prediction('a', 'x', 'test', 3., greedy=3., expected=3.2)]) == {'x': 3.2}
+    assert said(Prediction('a', 'x', 'test', 3., greedy=3., expected=3.2)) == 3.2
 
 
 def test_only_the_split_asked_for():
@@ -239,7 +296,9 @@ def test_extremes_never_share_a_photo():
 
 @pytest.mark.parametrize('more, words', [(Interval(.1, .05, .2), 'better'), (Interval(-.1, -.2, -.05), 'worse'),
                                          (Interval(.1, -.05, .2), 'within noise'), (Interval(.1), 'within noise')])
-def test_verdicts(more, words): assert words in verdict('a', 'b', 'SRCC', more, 9)
+def test_verdicts(more, words):
+    found = verdict('a', 'b', 'SRCC', more, 9)
+    assert words in found and 'nan' not in found and ('no interval' in found) == np.isnan(more.low)
 
 
 def test_curves_skip_what_was_not_logged():

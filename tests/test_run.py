@@ -729,12 +729,22 @@ def said_by_students(folder):
             for r in rows if r['text']}
 
 
+@pytest.mark.parametrize('tone', ['yes', 'no'])
+def test_evaluation_tones_as_the_traces_were_toned(tmp_path, monkeypatch, tone):
+    told = []
+    monkeypatch.setattr('qponder.evaluate.evaluate', lambda *a, distilled: told.append(distilled))
+    settings = read_settings('nano', default_file(), [f'distill_tone={tone}', 'distill_decimals=2'])
+    evaluate_stage(Run(tmp_path, settings, lambda common: Parts([], [], [], 'photos')))
+    assert [(d.tone, d.decimals) for d in told] == [(tone == 'yes', 2)]
+    assert {'distill_tone', 'distill_decimals'} <= set(STAGES[-1].uses)
+
+
 @pytest.mark.parametrize('device, dtype', [('cpu', torch.float32), ('cuda', torch.bfloat16)])
 def test_the_student_before_training_rates_in_the_precision_of_the_others(tmp_path, monkeypatch, device, dtype):
     held, rated = [], []
     monkeypatch.setattr('qponder.model.best_device', lambda: device)
     monkeypatch.setattr('qponder.adapt.load_trainee', lambda name, how, *held_as: held.append(held_as) or name)
-    monkeypatch.setattr('qponder.evaluate.evaluate', lambda students, *a: rated.extend(students))
+    monkeypatch.setattr('qponder.evaluate.evaluate', lambda students, *a, **more: rated.extend(students))
     settings = read_settings('nano', ROOT/'settings.ini', ['student_max_pixels=5000'])
     evaluate_stage(Run(tmp_path, settings, lambda common: Parts([], [], [], 'photos')))
     assert (held, rated) == ([(device, dtype)], ['base', 'Q-Ponder-CI', 'Q-Ponder'])
