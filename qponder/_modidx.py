@@ -1052,6 +1052,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'qponder.trace.Trace.__post_init__': ('trace.html#trace.__post_init__', 'qponder/trace.py'),
                                'qponder.trace._blocks': ('trace.html#_blocks', 'qponder/trace.py'),
                                'qponder.trace._number': ('trace.html#_number', 'qponder/trace.py'),
+                               'qponder.trace._pondered': ('trace.html#_pondered', 'qponder/trace.py'),
                                'qponder.trace.messages': ('trace.html#messages', 'qponder/trace.py'),
                                'qponder.trace.opening': ('trace.html#opening', 'qponder/trace.py'),
                                'qponder.trace.parse': ('trace.html#parse', 'qponder/trace.py'),

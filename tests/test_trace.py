@@ -102,12 +102,34 @@ def test_cut_text_is_truncated_or_complete(reasoning, score, cut):
     assert read.score == (score if cut >= len(whole) else None)
 
 
+thoughts = plain.map(lambda t: f'<think>{t}')
+
+
+@given(thoughts, plain.filter(str.strip), scores, st.booleans())
+def test_a_score_in_the_reasoning_is_a_thought(before, after, score, finished):
+    thought = f'{before}<answer>{show_score(score)}</answer>{after}'
+    none = Status.no_answer if finished else Status.truncated
+    for text in (thought, f'{thought}</think>', f'{thought}</think>.', thought.removeprefix('<think>') + '</ THINK>',
+                 f'<think>a</think>{thought}'):
+        assert parse(text, finished).status is none and not well_formed(text), text
+    assert parse(f'{thought}</think><answer>3</answer>', finished).score is None
+
+
+@given(thoughts, scores, spaces)
+def test_reasoning_that_is_never_closed_is_forgiven_at_the_end_of_a_finished_text(before, score, space):
+    text = f'{before}<answer>{show_score(score)}</answer>{space}'
+    assert parse(text).score == score and parse(text).reasoning is None and not well_formed(text)
+    assert parse(text, finished=False).status is Status.truncated
+
+
 def test_accepted_and_refused_answers():
     fenced = '```json\n{"rating": 3.4}\n```', '```\n3.4\n```'
-    for body in ('3', '3.4', '+3.4', '{"rating": 3.4}', '{ "score" : "3.4" }', *fenced):
+    keyed = '{"rating": 3.4}', '{ "score" : "3.4" }', '{"Answer":3}'
+    for body in ('3', '3.4', '+3.4', *keyed, *fenced):
         assert parse(f'<answer>{body}</answer>').status is Status.ok, body
-    several = '3.4.5', '3.4/5', '3.4 good', '**3.4**', '{"a": 3, "b": 2}', '[3]'
-    for body in ('', '3.', '.4', '3,4', '3e0', 'inf', 'three', '٣', *several):
+    several = '3.4.5', '3.4/5', '3.4 good', '**3.4**', '{"score": 3, "rating": 2}', '[3]'
+    other = '{"severity": 4}', '{"confidence": 4}', '{"rating": "2}', '{"rating": 2"}', '{"": 3}', '{score: 3}'
+    for body in ('', '3.', '.4', '3,4', '3e0', 'inf', 'three', '٣', *several, *other):
         assert parse(f'<answer>{body}</answer>').status is Status.not_a_number, body
 
 
@@ -130,6 +152,13 @@ def test_strip_numbers(text):
     once = strip_numbers(text)
     assert not any(unicodedata.category(c)[0] == 'N' for c in once)
     assert strip_numbers(once) == once
+
+
+@pytest.mark.parametrize('said', [
+    'Twenty', 'ninety', 'half', 'halves', 'threes', 'SIXES', 'tens', 'hundreds', 'fifteen', 'nineteen', '4_5', '_3_'])
+def test_number_words_are_numbers(said):
+    assert strip_numbers(f'It is {said}.').replace('_', '') == 'It is .'
+    assert strip_numbers(f'sharp_{said}_edges').replace('_', ' ').split() == ['sharp', 'edges']
 
 
 @given(st.text() | soup)
