@@ -101,6 +101,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'qponder.claims.Fault': ('claims.html#fault', 'qponder/claims.py'),
                                 'qponder.claims._Mention': ('claims.html#_mention', 'qponder/claims.py'),
                                 'qponder.claims._after': ('claims.html#_after', 'qponder/claims.py'),
+                                'qponder.claims._before': ('claims.html#_before', 'qponder/claims.py'),
                                 'qponder.claims._degree': ('claims.html#_degree', 'qponder/claims.py'),
                                 'qponder.claims._graded': ('claims.html#_graded', 'qponder/claims.py'),
                                 'qponder.claims._hardly': ('claims.html#_hardly', 'qponder/claims.py'),

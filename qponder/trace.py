@@ -160,8 +160,9 @@ def well_formed(
     return bool(read.reasoning) and len(start) - len(inside) == 15 and inside.strip() == read.reasoning
 
 # %% ../nbs/01_trace.ipynb #acafec28
-_NUMBERS = ('zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
-            'eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand half').split()
+_NUMBERS = ('zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '
+            'seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand '
+            'half').split()
 _NUMBER_WORDS = frozenset([*_NUMBERS, *(f'{n}s' for n in _NUMBERS), 'sixes', 'halves'])
 _WORD = re.compile(rf'[^\W_{HAN}]+(?:[.,/:][^\W_{HAN}]+)*%?')
 _CHINESE_SCORE = re.compile('[零一二两三四五](?:点[零一二三四五六七八九]+)?(?:分(?![法之])|颗?星)'

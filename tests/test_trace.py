@@ -195,6 +195,17 @@ def test_everyday_sentences():
     assert claims('Noise is hardly visible.').degrees == {'noise': 0}
 
 
+@pytest.mark.parametrize('text, word', [
+    ('Overall a poor exposure.', None), ('Overall the contrast is good.', None), ('Overall the exposure: poor.', None),
+    ('The overall quality is far from good.', None), ('Overall the quality is not at all good.', None),
+    ('Overall, a good picture with poor contrast.', 'good'), ('Overall quality: good.', 'good'),
+    ('The quality of the exposure is poor, overall the quality is good.', 'good'),
+    ('Overall the quality is fair. Overall a poor exposure.', 'fair'),
+    ('Overall the quality is fair. Overall it is not good.', None), ('Overall no better than fair.', 'fair'),
+    ('Overall the quality is poor or fair.', None), ('With good contrast the overall quality is good.', 'good')])
+def test_the_verdict_is_about_the_whole(text, word): assert claims(text).level == word
+
+
 @given(st.floats(LOW, HIGH))
 def test_level_and_its_bounds_agree(score):
     low, high = level_bounds(level(score))
@@ -304,6 +315,20 @@ def test_glossing_leaves_other_languages_alone(text):
     ('Contrast is not a problem, but exposure is a severe fault.', dict(contrast=0, exposure=3)),
     ('The scene is a bit dark. Fine detail in the trees is lost.', dict(exposure=1, sharpness=2)),
     ('The details of the house and the focus of the story.', {}),
+    ('Noise: none. Compression: none.', dict(noise=0, compression=0)),
+    ('The photo does not show any significant amount of noise.', dict(noise=0)),
+    ('It is without any noticeable amount of compression. Without any visible amount of noise.',
+     dict(noise=0, compression=0)),
+    ('There are no visible or distracting signs of compression artifacts.', dict(compression=0)),
+    ('No visible noise, blur or significant banding.', dict(noise=0, sharpness=0, compression=0)),
+    ('There is noise, but it is negligible. There are artifacts, but they are not visible.',
+     dict(noise=0, compression=0)),
+    ('There is noise, but it is not negligible. The blur is not absent.', dict(noise=2, sharpness=2)),
+    ('There is noise and it is not sharp, it is too dark.', dict(noise=2, sharpness=2, exposure=2)),
+    ('Not only noisy but also too dark, and not just slightly dull.', dict(noise=2, exposure=2, colour=1)),
+    ('Far from sharp, anything but clean.', dict(sharpness=2, noise=2)),
+    ('It is less sharp than the rest, but far from noisy.', dict(sharpness=2, noise=0)),
+    ('It is no more than slightly soft, and far too dark.', dict(sharpness=1, exposure=3)),
     ('清晰度基本正常，噪点轻微，压缩痕迹不明显，曝光略有不足，对比度存在明显缺陷，色彩正常。',
      dict(sharpness=0, noise=1, compression=0, exposure=1, contrast=2, colour=0)),
 ])
