@@ -72,6 +72,8 @@ def _sentences(
     "Cut a text into sentences of words"
     text = text.lower().replace('’', "'").replace("n't", ' not')
     text = text.replace('color', 'colour').replace('artifact', 'artefact')
+    text = re.sub(r'\bnot (only|just|merely)\b', ' ', text)
+    text = re.sub(r'\b(far from|anything but|less than|less(?= \w+ than))\b', 'not', text)
     return [re.findall(r'[a-z]+|[,;:]', s) for s in re.split(r'[.!?]', text) if s.strip()]
 
 # %% ../nbs/01a_claims.ipynb #b81dba4b
@@ -127,12 +129,14 @@ def _mentions(
 # %% ../nbs/01a_claims.ipynb #99c27794
 _NOT = frozenset('no not without never neither nor hardly barely scarcely free nothing lack lacks lacking '
                  'absence'.split())
-_ABSENT = frozenset('low absent minimal negligible controlled insignificant unnoticeable invisible fine '
+_ABSENT = frozenset('none low absent minimal negligible controlled insignificant unnoticeable invisible fine '
                     'acceptable'.split())
 _SLIGHT = frozenset('slight slightly little few bit somewhat mild mildly faint minor'.split())
 _SEVERE = frozenset('very heavy heavily far severe severely strong strongly extreme extremely'.split())
-_BREAKS = frozenset(', ; : but and while although'.split())
+_BREAKS = frozenset(', ; : but and while although than'.split())
 _IS = frozenset('is are looks look stays remains seems appears appear'.split())
+_FILLING = frozenset('any of or amount amounts sign signs trace traces visible noticeable obvious significant '
+                     'distracting serious'.split())
 
 # %% ../nbs/01a_claims.ipynb #75653a1a
 def _near(
@@ -142,6 +146,14 @@ def _near(
     stop = next((i for i, w in enumerate(words[:4]) if w in _BREAKS), 4)
     return set(words[:stop])
 
+# %% ../nbs/01a_claims.ipynb #6ee7794f
+def _before(
+    words: list[str], # words on the left of a mention, in order
+    most: int = 4, # how many to look at
+) -> set[str]:
+    "Its neighbours on the left, without those that only fill"
+    return _near([w for w in words[::-1] if w not in _FILLING][:most])
+
 # %% ../nbs/01a_claims.ipynb #f0e3553a
 def _degree(
     degree: int, # what the phrase says by itself
@@ -149,7 +161,7 @@ def _degree(
     after: set[str], # words near it on the right, if a verb joins them
 ) -> int: # 0 to 3
     "A degree, changed by the words around it; 'not sharp' is a clear fault, 'not very noisy' a slight one"
-    if before & _NOT or after & (_NOT | _ABSENT): return {0: 2, 3: 1}.get(degree, 0)
+    if before & _NOT or bool(after & _NOT) != bool(after & _ABSENT): return {0: 2, 3: 1}.get(degree, 0)
     if degree != 2: return degree
     if (before | after) & _SLIGHT: return 1
     return 3 if (before | after) & _SEVERE else 2
@@ -157,11 +169,15 @@ def _degree(
 # %% ../nbs/01a_claims.ipynb #78469a01
 def _after(
     words: list[str], # behind a mention
+    noun: bool = False, # whether "it" may stand for it
 ) -> set[str]: # none, if nothing joins them to it
     "What is said of a mention"
     if words[:1] == [':']: return _near(words[1:])
     near = _near(words)
-    return near if near & _IS else set()
+    if near & _IS: return near
+    it = next((i for i, w in enumerate(words) if w not in _BREAKS), 0)
+    said = _near(words[it:]) if noun and words[it:it+1] in (['it'], ['they']) else set()
+    return said if said & (_ABSENT | _FILLING) else set()
 
 # %% ../nbs/01a_claims.ipynb #beb7b10a
 def _hardly(
@@ -179,8 +195,8 @@ def _graded(
     for i, m in enumerate(found):
         left = found[i-1].stop if i else 0
         right = found[i+1].start if i + 1 < len(found) else len(words)
-        before, after = _near(words[left:m.start][::-1]), _after(words[m.stop:right])
-        link = set(words[left:m.start]) if i else {'-'}
+        before, after = _before(words[left:m.start]), _after(words[m.stop:right], m.noun)
+        link = {w for w in words[left:m.start] if w == 'or' or w not in _FILLING} if i else {'-'}
         shared = {'or', 'nor'} | ({',', 'and'} if m.noun else set())
         if denied and link <= shared or m.noun and _hardly(before): before = before | {'no'}
         denied = bool((before | {*words[m.start:m.stop]}) & _NOT)
@@ -218,13 +234,14 @@ def _named(
     out = []
     for i, word in enumerate(words):
         if word not in _NOUNS: continue
-        colon = words[i+1:i+2] == [':']
+        left, colon = words[:i], words[i+1:i+2] == [':']
         after = words[i+1+colon:]
         end = next((k for k, w in enumerate(after[:6]) if w in _BREAKS), 6)
-        begin = i - next((k for k, w in enumerate(words[:i][::-1][:3]) if w in _BREAKS), 3)
+        begin = i - next((k for k, w in enumerate(left[::-1][:3]) if w in _BREAKS), 3)
         if any(m.start <= i + colon + end and m.stop > begin for m in found): continue
         clause = set(after[:end])
-        said = clause if colon or clause & _IS else _near(words[:i][::-1][:3]) - {'fine'} # fine details may be lost
+        near = _near(left[::-1][:3]) - {'fine'} | _before(left, 3) & _NOT # fine details may be lost
+        said = clause if colon or clause & _IS else near
         degree = _remark(_NOUNS[word], said)
         if degree is not None: out.append((_Mention(_NOUNS[word], degree, start=i, stop=i + 1), degree))
     return out
@@ -247,10 +264,16 @@ def _main(
 # %% ../nbs/01a_claims.ipynb #cd846daa
 def _verdict(
     words: list[str], # one sentence
-) -> str | None: # a level word
-    "The only level word of a sentence that speaks of the whole"
-    said = {w for before, w in zip(['', *words], words) if w in LEVELS and before not in _NOT}
-    return said.pop() if set(words) & _VERDICT and len(said) == 1 else None
+) -> dict[str, bool]: # level word -> whether it is meant, and not denied
+    "The level words of a sentence by which it judges the whole"
+    out = {}
+    for i, word in enumerate(words if set(words) & _VERDICT else []):
+        said = words[:i][::-1]
+        clause = said[:next((k for k, w in enumerate(said) if w in _BREAKS - {':'}), i)]
+        about = next((w for w in clause if w in _VERDICT or w in _NOUNS), '')
+        if word not in LEVELS or {about, *words[i+1:i+2]} & {*_NOUNS}: continue
+        out[word] = not _near(said[:3]) & _NOT
+    return out
 
 # %% ../nbs/01a_claims.ipynb #9cced19f
 def claims(
@@ -259,7 +282,9 @@ def claims(
     "Read level, degrees, faults and main fault out of a reasoning (our reconstruction)"
     degrees, faults, main, verdict = {}, {}, None, None
     for words in _sentences(gloss(strip_numbers(reasoning))):
-        verdict = _verdict(words) if set(words) & _VERDICT and set(words) & set(LEVELS) else verdict
+        if judged := _verdict(words):
+            meant = [level for level in judged if judged[level]]
+            verdict = meant[0] if len(meant) == 1 else None
         graded = _graded(words)
         graded += _named(words, [m for m, _ in graded])
         top = _main(words, [m for m, d in graded if d])

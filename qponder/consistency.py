@@ -120,11 +120,13 @@ def all_right(
 def damage_reward(
     said: Claims, # what the reasoning claims
     damage: str, # what was done to the photo, such as 'jpeg 3', see `spoil.spoil`
-) -> float: # 0, .25 for the fault, 1 for the fault and its degree
-    "Does the reasoning name what was done to the photo? (Q-Insight, with our faults and degrees)"
+    faults: Mapping[str, int] | None = None, # measured or known, and so no invention; None where no other is known
+) -> float: # 0, .25 for the fault, 1 for the fault and its degree; over 1 + the number of faults made up
+    "Does the reasoning name what was done, and make up nothing? (Q-Insight, with our faults, degrees and division)"
     name, severity = read_damage(damage)
-    degree = said.faults.get(DEGRADATIONS[name].fault, 0)
-    return .25 * (degree > 0) + .75 * (degree == severity_degree(severity))
+    fault = DEGRADATIONS[name].fault
+    degree, invented = said.faults.get(fault, 0), {*said.faults} - {fault, *(faults or {})}
+    return (.25 * (degree > 0) + .75 * (degree == severity_degree(severity))) / (1 + len(invented))
 
 # %% ../nbs/07b_consistency.ipynb #94530b11
 Consistency = Literal['vote', 'care', 'difference', 'text', 'judge']

@@ -137,7 +137,7 @@ def reward(
     words = strip_numbers(said or '')
     parts = dict(format=format_reward(text, mode), accuracy=accuracy,
         consistency=gated(agreement, accuracy, settings.gate),
-        damage=damage_reward(claims(said), damage) if said and damage else 0.,
+        damage=damage_reward(claims(said), damage, faults) if said and damage else 0.,
         length=length_guard(len(units(words)), settings.min_words, settings.max_words) if said else 0.,
         repeats=repeats_guard(words) if said else 0.)
     total = sum(w * parts[p] for p, w in normalised(settings, own_parts(settings)).items())

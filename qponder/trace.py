@@ -68,7 +68,7 @@ def render(
 class Status(str, Enum):
     "What became of the score in a model's text"
     ok = 'ok' # one number, on the scale
-    no_answer = 'no_answer' # no closed answer block
+    no_answer = 'no_answer' # no closed answer block after the reasoning
     not_a_number = 'not_a_number' # the block holds something else, or there are several blocks
     out_of_range = 'out_of_range' # a number, but not from 1 to 5
     truncated = 'truncated' # the text was cut off before its answer was closed
@@ -101,10 +101,22 @@ def _blocks(
         out.append(text[tag.end():end.start()].strip() if end and end[1] else None)
     return out
 
+# %% ../nbs/01_trace.ipynb #4e353fb6
+def _pondered(
+    text: str, # whatever a model wrote
+    finished: bool, # whether the model stopped by itself
+) -> bool:
+    "Is the last answer part of the reasoning?"
+    tags = [*_TAG.finditer(text)]
+    last = max((i for i, t in enumerate(tags) if t[2].lower() == 'answer' and not t[1]), default=len(tags))
+    before, after = ([t[1] for t in part if t[2].lower() == 'think'] for part in (tags[:last], tags[last:]))
+    ends = finished and not after and tags and not text[tags[-1].end():].strip()
+    return after[:1] == ['/'] or before[-1:] == [''] and not ends
+
 # %% ../nbs/01_trace.ipynb #b8a3f612
 _NUMBER = r'[-+]?[0-9]+(?:\.[0-9]+)?'
 _FENCE = re.compile(r'```[a-z]*\s*(.*?)\s*```', re.DOTALL | re.IGNORECASE)
-_ANSWER = re.compile(rf'({_NUMBER})|\{{\s*"\w+"\s*:\s*"?({_NUMBER})"?\s*\}}')
+_ANSWER = re.compile(rf'({_NUMBER})|\{{\s*"(?:rating|score|answer)"\s*:\s*("?)({_NUMBER})\2\s*\}}', re.IGNORECASE)
 
 # %% ../nbs/01_trace.ipynb #1be6dcc7
 def _number(
@@ -113,7 +125,7 @@ def _number(
     "The only number of an answer"
     fenced = _FENCE.fullmatch(body.strip())
     found = _ANSWER.fullmatch(fenced[1] if fenced else body.strip())
-    return float(found[1] or found[2]) if found else None
+    return float(found[1] or found[3]) if found else None
 
 # %% ../nbs/01_trace.ipynb #b80c16db
 def parse(
@@ -124,7 +136,7 @@ def parse(
     thoughts, answers = _blocks(text, 'think'), _blocks(text, 'answer')
     one = thoughts[0] if len(thoughts) == 1 else None
     reasoning = None if one is None or _TAG.search(one) else one
-    if not answers or answers[-1] is None:
+    if not answers or answers[-1] is None or _pondered(text, finished):
         return Parsed(Status.no_answer if finished else Status.truncated, None, reasoning)
     score = _number(answers[0]) if len(answers) == 1 else None
     if score is None: return Parsed(Status.not_a_number, None, reasoning)
@@ -148,8 +160,11 @@ def well_formed(
     return bool(read.reasoning) and len(start) - len(inside) == 15 and inside.strip() == read.reasoning
 
 # %% ../nbs/01_trace.ipynb #acafec28
-_NUMBER_WORDS = frozenset('zero two three four five six seven eight nine ten'.split())
-_WORD = re.compile(rf'[^\W{HAN}]+(?:[.,/:][^\W{HAN}]+)*%?')
+_NUMBERS = ('zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '
+            'seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand '
+            'half').split()
+_NUMBER_WORDS = frozenset([*_NUMBERS, *(f'{n}s' for n in _NUMBERS), 'sixes', 'halves'])
+_WORD = re.compile(rf'[^\W_{HAN}]+(?:[.,/:][^\W_{HAN}]+)*%?')
 _CHINESE_SCORE = re.compile('[零一二两三四五](?:点[零一二三四五六七八九]+)?(?:分(?![法之])|颗?星)'
                             '|[零一二三四五]点[零一二三四五六七八九]+')
 
@@ -157,7 +172,7 @@ _CHINESE_SCORE = re.compile('[零一二两三四五](?:点[零一二三四五六
 def strip_numbers(
     text: str, # reasoning
 ) -> str: # the same without numbers
-    "Take out every number, in digits or words"
+    "Take out numbers, in digits or common words"
     def keep(word: re.Match) -> str:
         number = word[0].lower() in _NUMBER_WORDS or any(unicodedata.category(c)[0] == 'N' for c in word[0])
         return '' if number else word[0]

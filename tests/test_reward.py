@@ -12,7 +12,9 @@ from hypothesis import given, strategies as st
 
 from qponder import readers
 from qponder.claims import ASPECTS, FAULTS, FINE, Claims, claims
-from qponder.consistency import Answer, all_right, aspect_agreement, care, consistency, gated, level_agreement, overlap
+from qponder.consistency import (Answer, all_right, aspect_agreement, care, consistency, damage_reward, gated,
+                                 level_agreement, overlap)
+from qponder.degrade import DEGRADATIONS
 from qponder.guards import certainty, length_guard, repeats_guard
 from qponder.kernels import accuracy_reward, format_reward, kernel
 from qponder.rank import alone_share, rank_rewards
@@ -21,6 +23,7 @@ from qponder.reward import PARTS, RewardParts, RewardSettings, check_needs, rewa
 from qponder.rollouts import add_up, read_faults, trl_rewards
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.served import ServedSettings, ServedTeacher
+from qponder.spoil import severity_degree
 from qponder.tiny import tiny_vlm
 from qponder.trace import Trace, render
 
@@ -195,6 +198,30 @@ def test_claiming_everything_does_not_pay(facts):
     everything = describe(facts) + ''.join(f' The photo is {w}.' for w in all_words)
     assert aspect_agreement(claims(everything), facts) <= .5
     assert aspect_agreement(claims(everything), facts) < 1 == aspect_agreement(claims(describe(facts)), facts)
+
+
+@given(st.sampled_from(sorted(DEGRADATIONS)), st.integers(1, 5), st.sets(st.sampled_from(sorted(FAULTS))), known)
+def test_damage_is_paid_less_for_every_fault_that_is_made_up(kind, severity, named, measured):
+    fault, damage = DEGRADATIONS[kind].fault, f'{kind} {severity}'
+    said = Claims(faults={f: severity_degree(severity) for f in {fault, *named}})
+    assert damage_reward(said, damage) == 1 / len(said.faults)
+    assert damage_reward(said, damage, measured) == 1 / (1 + len(named - {fault, *measured}))
+    assert damage_reward(Claims(faults={f: 2 for f in named - {fault}}), damage, measured) == 0
+
+
+def test_naming_every_fault_pays_a_twelfth_of_the_damage():
+    for kind in DEGRADATIONS:
+        said = claims(' '.join(f'The photo is {f.words[1]}.' for f in FAULTS.values()))
+        assert damage_reward(said, f'{kind} 3') == 1 / 12 and damage_reward(said, f'{kind} 1') == .25 / 12
+        honest = claims(f'The photo is {FAULTS[DEGRADATIONS[kind].fault].words[1]}.')
+        assert damage_reward(honest, f'{kind} 3') == 1
+
+
+def test_a_score_in_the_reasoning_is_not_paid():
+    thought = '<think>Perhaps <answer>4.0</answer>'
+    for text in (f'{thought}, but I have not', f'{thought}, no.</think>', f'{thought}</think> So it is.'):
+        for finished in (True, False): assert reward(text, 4., {}, finished=finished) == RewardParts()
+    assert reward(thought, 4., {}, finished=False) == RewardParts()
 
 
 def test_one_step_of_degree_costs_less_than_two():

@@ -102,12 +102,34 @@ def test_cut_text_is_truncated_or_complete(reasoning, score, cut):
     assert read.score == (score if cut >= len(whole) else None)
 
 
+thoughts = plain.map(lambda t: f'<think>{t}')
+
+
+@given(thoughts, plain.filter(str.strip), scores, st.booleans())
+def test_a_score_in_the_reasoning_is_a_thought(before, after, score, finished):
+    thought = f'{before}<answer>{show_score(score)}</answer>{after}'
+    none = Status.no_answer if finished else Status.truncated
+    for text in (thought, f'{thought}</think>', f'{thought}</think>.', thought.removeprefix('<think>') + '</ THINK>',
+                 f'<think>a</think>{thought}'):
+        assert parse(text, finished).status is none and not well_formed(text), text
+    assert parse(f'{thought}</think><answer>3</answer>', finished).score is None
+
+
+@given(thoughts, scores, spaces)
+def test_reasoning_that_is_never_closed_is_forgiven_at_the_end_of_a_finished_text(before, score, space):
+    text = f'{before}<answer>{show_score(score)}</answer>{space}'
+    assert parse(text).score == score and parse(text).reasoning is None and not well_formed(text)
+    assert parse(text, finished=False).status is Status.truncated
+
+
 def test_accepted_and_refused_answers():
     fenced = '```json\n{"rating": 3.4}\n```', '```\n3.4\n```'
-    for body in ('3', '3.4', '+3.4', '{"rating": 3.4}', '{ "score" : "3.4" }', *fenced):
+    keyed = '{"rating": 3.4}', '{ "score" : "3.4" }', '{"Answer":3}'
+    for body in ('3', '3.4', '+3.4', *keyed, *fenced):
         assert parse(f'<answer>{body}</answer>').status is Status.ok, body
-    several = '3.4.5', '3.4/5', '3.4 good', '**3.4**', '{"a": 3, "b": 2}', '[3]'
-    for body in ('', '3.', '.4', '3,4', '3e0', 'inf', 'three', '٣', *several):
+    several = '3.4.5', '3.4/5', '3.4 good', '**3.4**', '{"score": 3, "rating": 2}', '[3]'
+    other = '{"severity": 4}', '{"confidence": 4}', '{"rating": "2}', '{"rating": 2"}', '{"": 3}', '{score: 3}'
+    for body in ('', '3.', '.4', '3,4', '3e0', 'inf', 'three', '٣', *several, *other):
         assert parse(f'<answer>{body}</answer>').status is Status.not_a_number, body
 
 
@@ -130,6 +152,13 @@ def test_strip_numbers(text):
     once = strip_numbers(text)
     assert not any(unicodedata.category(c)[0] == 'N' for c in once)
     assert strip_numbers(once) == once
+
+
+@pytest.mark.parametrize('said', [
+    'Twenty', 'ninety', 'half', 'halves', 'threes', 'SIXES', 'tens', 'hundreds', 'fifteen', 'nineteen', '4_5', '_3_'])
+def test_number_words_are_numbers(said):
+    assert strip_numbers(f'It is {said}.').replace('_', '') == 'It is .'
+    assert strip_numbers(f'sharp_{said}_edges').replace('_', ' ').split() == ['sharp', 'edges']
 
 
 @given(st.text() | soup)
@@ -164,6 +193,17 @@ def test_everyday_sentences():
     assert claims('There is no main problem, nothing is badly wrong.').main is None
     assert claims('It is far too dark.').faults == {'dark': 3}
     assert claims('Noise is hardly visible.').degrees == {'noise': 0}
+
+
+@pytest.mark.parametrize('text, word', [
+    ('Overall a poor exposure.', None), ('Overall the contrast is good.', None), ('Overall the exposure: poor.', None),
+    ('The overall quality is far from good.', None), ('Overall the quality is not at all good.', None),
+    ('Overall, a good picture with poor contrast.', 'good'), ('Overall quality: good.', 'good'),
+    ('The quality of the exposure is poor, overall the quality is good.', 'good'),
+    ('Overall the quality is fair. Overall a poor exposure.', 'fair'),
+    ('Overall the quality is fair. Overall it is not good.', None), ('Overall no better than fair.', 'fair'),
+    ('Overall the quality is poor or fair.', None), ('With good contrast the overall quality is good.', 'good')])
+def test_the_verdict_is_about_the_whole(text, word): assert claims(text).level == word
 
 
 @given(st.floats(LOW, HIGH))
@@ -275,6 +315,20 @@ def test_glossing_leaves_other_languages_alone(text):
     ('Contrast is not a problem, but exposure is a severe fault.', dict(contrast=0, exposure=3)),
     ('The scene is a bit dark. Fine detail in the trees is lost.', dict(exposure=1, sharpness=2)),
     ('The details of the house and the focus of the story.', {}),
+    ('Noise: none. Compression: none.', dict(noise=0, compression=0)),
+    ('The photo does not show any significant amount of noise.', dict(noise=0)),
+    ('It is without any noticeable amount of compression. Without any visible amount of noise.',
+     dict(noise=0, compression=0)),
+    ('There are no visible or distracting signs of compression artifacts.', dict(compression=0)),
+    ('No visible noise, blur or significant banding.', dict(noise=0, sharpness=0, compression=0)),
+    ('There is noise, but it is negligible. There are artifacts, but they are not visible.',
+     dict(noise=0, compression=0)),
+    ('There is noise, but it is not negligible. The blur is not absent.', dict(noise=2, sharpness=2)),
+    ('There is noise and it is not sharp, it is too dark.', dict(noise=2, sharpness=2, exposure=2)),
+    ('Not only noisy but also too dark, and not just slightly dull.', dict(noise=2, exposure=2, colour=1)),
+    ('Far from sharp, anything but clean.', dict(sharpness=2, noise=2)),
+    ('It is less sharp than the rest, but far from noisy.', dict(sharpness=2, noise=0)),
+    ('It is no more than slightly soft, and far too dark.', dict(sharpness=1, exposure=3)),
     ('清晰度基本正常，噪点轻微，压缩痕迹不明显，曝光略有不足，对比度存在明显缺陷，色彩正常。',
      dict(sharpness=0, noise=1, compression=0, exposure=1, contrast=2, colour=0)),
 ])
