@@ -103,7 +103,7 @@ def care(
     likely, right, out = np.minimum(likelihood, .95), np.array(accuracy, float), np.zeros(len(accuracy))
     for photo in dict.fromkeys(photos):
         own = np.array([p == photo for p in photos])
-        accurate = own & (right > .1) & (right >= right[own].mean()) & ~np.isnan(likely)
+        accurate = own & (right > .1) & (right >= right[own].mean() - 1e-9) & ~np.isnan(likely)
         if accurate.any(): paid = accurate & (likely >= likely[accurate].mean() - .01); out[paid] = right[paid]
     return out.tolist()
 

@@ -27,7 +27,7 @@ _KERNELS = {
     'gaussian': lambda r, w: np.exp(-r * r / 2),
     'exponential': lambda r, w: np.exp(-r),
     'linear': lambda r, w: np.maximum(0.0, 1 - r),
-    'threshold': lambda r, w: (r < 1) * 1.0,
+    'threshold': lambda r, w: (r < 1 - 1e-9) * 1.0,
     'within': lambda r, w: (r <= 1 + 1e-9) * 1.0,
     'adaptive': lambda r, w: np.exp2(-(r / (1 + .8 * r * w / (HIGH - LOW))) ** 2),
     'coarse': lambda r, w: np.exp(-np.maximum(0.0, r - (HIGH - LOW) / 10 / w) ** 2 / 2),
