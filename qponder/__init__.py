@@ -65,4 +65,4 @@ Modules:
 - `qponder.trace`: The grammar of an answer: the prompts that ask for it, the text that holds it, the parser that reads it
 - `qponder.watch`: What a training writes down as it goes: its log, and how well the student ranks validation photos"""
 
-__version__ = "0.17.0"
+__version__ = "0.18.0"
