@@ -63,6 +63,7 @@ def read_answers(
     "What a run's model said. Raises QPonderError where there is nothing of it, or a photo twice"
     file = Path(place) / 'evaluate' / 'predictions.jsonl' if Path(place).is_dir() else Path(place)
     if not file.is_file(): raise QPonderError(f'{file}: no such file; finish the run, or correct the path')
+    if file.suffix != '.jsonl': raise QPonderError(f"{file}: give a run's folder, or the predictions.jsonl in it")
     test = [p for p in read_predictions(file) if p.split == 'test']
     unique(found := [p for p in test if p.model == model])
     if found: return found

@@ -787,6 +787,7 @@ def test_a_reward_of_ones_own_from_the_settings_is_an_input_of_the_run(photos, c
 
 @pytest.mark.parametrize('lines, words', [
     (['reward_own=gone.py:f'], 'reward_own = gone.py:f: there is no file'),
+    (['reward_own=abc'], 'reward_own = abc: FUNCTION is missing: write FILE.py:FUNCTION'),
     (['reward_own=gone.module:f'], 'reward_own = gone.module:f: there is no module'),
     (['reward_own=my_rewards.py:levity'], "there is no function 'levity' in my_rewards.py"),
     (['reward_own=my_rewards.py:accuracy'], 'accuracy is a part of the reward already'),
