@@ -113,8 +113,10 @@ def do_sheet(
     args: argparse.Namespace, # preset, name, runs
 ) -> int: # exit code
     "`qponder sheet`"
-    from qponder.sheet import sheet
-    print(f'sheet: {sheet(find_run(args) / "distill")}')
+    from qponder.sheet import gone_from_sheet, sheet
+    page = sheet(find_run(args) / 'distill')
+    print(f'sheet: {page}')
+    if gone := gone_from_sheet(page.parent): print(gone)
     return 0
 
 # %% ../nbs/14_cli.ipynb #022b6e44
@@ -145,8 +147,11 @@ def do_init(
     new = [name for name in wanted if not Path(name).exists()]
     if not new: raise QPonderError(f'{", ".join(wanted)} is already here; move it away first to have a new one')
     for name in new:
-        Path(name).parent.mkdir(exist_ok=True)
-        with open(name, 'xb') as f: f.write(wanted[name].read_bytes())
+        try:
+            Path(name).parent.mkdir(exist_ok=True)
+            with open(name, 'xb') as f: f.write(wanted[name].read_bytes())
+        except OSError as e:
+            raise QPonderError(f'{name}: cannot be written ({e.strerror}); choose a folder of yours') from e
         print(f'wrote {name}')
     return 0
 
@@ -165,17 +170,18 @@ def do_check(
     "`qponder check`: which rows cannot be used, and why; a report for each file, as soon as it is there"
     from qponder.scale import QPonderError
     from qponder.settings import Common, build, default_file, entries
-    from qponder.tables import check_csv
+    from qponder.tables import check_csv, declare
     c = build(Common, '', entries(args.settings or default_file(), args.preset, given(args)))
     form = dict(low=c.low, high=c.high, higher_is_better=not c.lower_is_better, image_col=c.image_col,
                 score_col=c.score_col, std_col=c.std_col, split_col=c.split_col)
-    code = 0
+    code, absent = 0, ' and '.join(k for k in ('low', 'high') if form[k] is None)
     for path in args.csv:
         try: report = check_csv(path, **form)
         except QPonderError as e: code = complain(e)
         else:
             print(report, flush=True)
-            if None in (c.low, c.high): print('  scale not given, 1 to 5 assumed; a run needs --low and --high')
+            scale = '{0.low:g} to {0.high:g}'.format(declare(form))
+            if absent: print(f'  {absent} not given, {scale} assumed; a run needs --low and --high')
             code = max(code, int(bool(report.problems)))
     return code
 
@@ -458,6 +464,8 @@ def main(
     argv: list[str] | None = None, # None: those of the process
 ) -> int: # exit code
     "The console script `qponder`"
+    for out in (sys.stdout, sys.stderr): # a name that a terminal cannot spell is escaped
+        if hasattr(out, 'reconfigure'): out.reconfigure(errors='backslashreplace')
     args = make_parser().parse_args(argv)
     from qponder.scale import QPonderError
     calm()

@@ -65,6 +65,7 @@ def read_test(
     "All that the models of a run said. Raises QPonderError where there is nothing"
     file = Path(place) / 'evaluate' / 'predictions.jsonl' if Path(place).is_dir() else Path(place)
     if not file.is_file(): raise QPonderError(f'{file}: no such file; finish the run, or correct the path')
+    if file.suffix != '.jsonl': raise QPonderError(f"{file}: give a run's folder, or the predictions.jsonl in it")
     return file, [p for p in read_predictions(file) if p.split == 'test']
 
 # %% ../nbs/10a_compare.ipynb #9dd09d73

@@ -29,14 +29,15 @@ def source_of(
     name: str, # my_rewards.py:brevity, or package.module:function
 ) -> Path: # an existing file
     "The file in which a function lies; `QPonderError` if there is none"
-    place, kind = name.rpartition(':')[0], 'module'
+    (place, colon, function), kind = name.rpartition(':'), 'module'
+    remedy = 'write FILE.py:FUNCTION, a file of the working folder, or package.module:FUNCTION for what is installed'
+    if not (colon and function): raise QPonderError(f'reward_own = {name}: FUNCTION is missing: {remedy}')
     if place.endswith('.py'): file, kind = Path(place), 'file'
     else:
         try: file = Path(getattr(find_spec(place), 'origin', None) or '')
         except (ImportError, ValueError): file = Path()
     if file.is_file(): return file
-    raise QPonderError(f'reward_own = {name}: there is no {kind} {place!r}: write FILE.py:FUNCTION, a file of the '
-                       'working folder, or package.module:FUNCTION for what is installed')
+    raise QPonderError(f'reward_own = {name}: there is no {kind} {place!r}: {remedy}')
 
 # %% ../nbs/07f_custom.ipynb #4e6e83f4
 def run_file(

@@ -94,7 +94,8 @@ def own_words(
     files = [Path(out) / f'own-{i}.jsonl' for i in range(at.world)]
     speak(student, rated[at.rank::at.world], files[at.rank])
     PartialState().wait_for_everyone()
-    said = [r for f in files if f.exists() for r in load_records(f)]
+    where = {r.id: r.path for r in rated}
+    said = [replace(r, path=where.get(r.id, r.path)) for f in files if f.exists() for r in load_records(f)]
     ready = [r for r in said if r.status == 'ok']
     if len(ready) <= len(said) / 2:
         raise QPonderError(f'in its own words the student comes to a verdict for {len(ready)} of {len(said)} photos: '

@@ -90,14 +90,15 @@ def open_image(
             return to_rgb(image)
     except ImageError: raise
     except FileNotFoundError as e:
-        remedy = 'download it first' if str(name).startswith(('http:', 'https:')) else 'correct the path or remove it'
+        address = str(name).startswith(('http:', 'https:'))
+        remedy = 'addresses are not fetched, download it first' if address else 'correct the path or remove it'
         raise ImageError(f'{name}: no such file; {remedy}') from e
-    except (IsADirectoryError, PermissionError) as e:
-        raise ImageError(f'{name}: {e.strerror}; give the path of a photo that may be read') from e
     except UnidentifiedImageError as e:
         raise ImageError(f'{name}: is not an image in a known format; save it as JPEG or PNG, or remove it') from e
     except Image.DecompressionBombError as e: raise ImageError(f'{name}: is too large ({e}); make it smaller') from e
     except PIL_ERRORS as e:
+        if why := getattr(e, 'strerror', None): # the system says so, not PIL
+            raise ImageError(f'{name}: {why}; give the path of a photo that may be read') from e
         raise ImageError(f'{name}: cannot be decoded ({e}); the file is damaged, fetch it again or remove it') from e
 
 # %% ../nbs/00c_photo.ipynb #78991d4b

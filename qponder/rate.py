@@ -10,10 +10,11 @@ A rating holds what the student said, or says that no score could be read. It ne
 
 # %% auto #0
 __all__ = ['PHOTOS', 'Rating', 'headline', 'standing', 'word_of', 'read_rating', 'Rater', 'in_small', 'Sight', 'try_open',
-           'rate_seen', 'several', 'rate_placed', 'rate_many', 'find_photos', 'compare', 'sample_scores']
+           'rate_seen', 'several', 'rate_placed', 'rate_many', 'photos_in', 'find_photos', 'compare', 'sample_scores']
 
 # %% ../nbs/11_rate.ipynb #e7c3a643
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -268,19 +269,30 @@ def rate_many(
     return rate_placed(rater, ((p, None) for p in several(paths)), reasons, batch_size)
 
 # %% ../nbs/11_rate.ipynb #584d5888
-PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2 .avif'.split())
+PHOTOS = frozenset('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .jp2 .avif .heic .heif'.split())
+
+# %% ../nbs/11_rate.ipynb #060ed768
+def photos_in(
+    folder: Path, # that is there
+) -> list[Path]: # by name, those that cannot be opened among them; a folder that cannot be listed stands for itself
+    "The photos in and below a folder; linked subfolders are not followed"
+    closed = []
+    refuse = lambda error: closed.append(Path(error.filename))
+    files = [Path(home, name) for home, _, names in os.walk(folder, onerror=refuse) for name in names]
+    whole = lambda p: os.path.isfile(p) or not os.path.exists(p)
+    photo = lambda p: p.suffix.lower() in PHOTOS and not p.name.startswith('.') and whole(p)
+    return sorted([*filter(photo, files), *closed])
 
 # %% ../nbs/11_rate.ipynb #0e53d324
 def find_photos(
     places: Iterable[str | Path] | str | Path, # files and folders, or one of them
-) -> list[Path]: # files as they are given; folders as the photos in and below them
+) -> list[str | Path]: # files and addresses as they are given; folders as `photos_in` finds them
     "Where the photos are. Raises QPonderError for a folder without any"
     found = []
-    photo = lambda p: p.suffix.lower() in PHOTOS and p.is_file() and not p.name.startswith('.')
     for place in several(places):
         if not str(place): raise QPonderError('an empty name is no photo: name a file or a folder')
-        place = Path(place)
-        inside = sorted(filter(photo, place.rglob('*'))) if place.is_dir() else [place]
+        address = str(place).startswith(('http://', 'https://')) # a Path would lose a slash
+        inside = photos_in(Path(place)) if os.path.isdir(place) else [place if address else Path(place)]
         if not inside: raise QPonderError(f'{place}: no photo in this folder ({", ".join(sorted(PHOTOS))})')
         found += inside
     return found

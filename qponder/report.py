@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'read_json', 'gain', 'paid', 'verdict', 'sentences', 'verdicts', 'table', 'metric_rows', 'missing',
-           'results', 'photos', 'is_gone', 'gone_pictures', 'alarm', 'training', 'distillation', 'record', 'save_page',
-           'headline', 'report', 'summary']
+           'results', 'photos', 'is_gone', 'tell_gone', 'gone_pictures', 'alarm', 'training', 'distillation', 'record',
+           'save_page', 'headline', 'report', 'summary']
 
 # %% ../nbs/12_report.ipynb #d0f472a6
 import json
@@ -179,19 +179,26 @@ def is_gone(
     try: return not open_image(path)
     except ImageError: return True
 
-# %% ../nbs/12_report.ipynb #09f594c6
-def gone_pictures(
-    run: str | Path, # a run folder
-) -> str: # a sentence; '' if all pictures of its page are there
+# %% ../nbs/12_report.ipynb #d8f55e32
+def tell_gone(
+    shown: Sequence[str], # paths of all photos of a page
+    command: str, # that makes the page
+) -> str: # a sentence; '' if all can be shown
     "How many pictures a page lacks, and how to bring them back"
-    file = Path(run) / 'evaluate' / 'predictions.jsonl'
-    words = with_words(group(read_predictions(file))) if file.is_file() else {}
-    shown = [p.path for some in extremes([*words.values()][-1] if words else []) for p in some]
     gone = [p for p in shown if is_gone(p)]
     if not gone: return ''
     move = '' if Path(gone[0]).is_absolute() else ', or change to the folder in which the run was made'
     return (f'{len(gone)} of {len(shown)} pictures are missing from it, the first is {gone[0]}: put the photos back '
-            f'there{move}, and give `qponder report` again')
+            f'there{move}, and give `qponder {command}` again')
+
+# %% ../nbs/12_report.ipynb #09f594c6
+def gone_pictures(
+    run: str | Path, # a run folder
+) -> str: # a sentence; '' if all pictures of its page are there
+    "How many pictures the report lacks"
+    file = Path(run) / 'evaluate' / 'predictions.jsonl'
+    words = with_words(group(read_predictions(file))) if file.is_file() else {}
+    return tell_gone([p.path for some in extremes([*words.values()][-1] if words else []) for p in some], 'report')
 
 # %% ../nbs/12_report.ipynb #93d28883
 _STORY = {

@@ -7,11 +7,12 @@ pipeline as a short sequence, and the checks that make a wrong setting fail in t
 
 # %% auto #0
 __all__ = ['STAGES', 'some_kept', 'distill_stage', 'traces', 'watch', 'check_stage', 'cold_start_stage', 'grpo_stage',
-           'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_own_of', 'check_layout_of',
-           'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
+           'answers_now', 'evaluate_stage', 'is_done', 'check_student', 'check_rewards_of', 'check_own_of',
+           'check_layout_of', 'check_photos_of', 'check_objective_of', 'without_grpo', 'run_stages']
 
 # %% ../nbs/13_run.ipynb #bbd33c2f
 import gc
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from typing import Any
 from .parts import Run
 from .processes import is_first, place
 from .scale import QPonderError
-from .stage import Stage, run_stage
+from .stage import Stage, find_student, photos_now, run_stage
 
 # %% ../nbs/13_run.ipynb #825dabdd
 def some_kept(
@@ -52,9 +53,14 @@ def distill_stage(
 def traces(
     run: Run, # with a finished distillation
 ) -> list[Any]: # of `qponder.filters.Record`
-    "The traces that the filters kept"
+    "The traces that the filters kept, wherever their photos are now; `QPonderError` for a photo that is not found"
     from qponder.filters import load_records
-    return load_records(run.folder / 'distill' / 'kept.jsonl')
+    file, now = run.folder / 'distill' / 'kept.jsonl', photos_now(run)
+    kept = [replace(r, path=now(r.path)) for r in load_records(file)]
+    if gone := next((r.path for r in kept if not os.path.exists(r.path)), None):
+        raise QPonderError(f'{file}: {gone} is not there any more; put the photos back, or rename {file.parent} to '
+                           'distill.old and run again with --fresh: what is answered there is not asked again')
+    return kept
 
 # %% ../nbs/13_run.ipynb #8ddb5cf2
 def watch(
@@ -109,6 +115,18 @@ def grpo_stage(
          **watch(run), judge=run.judge, how=stages['student'])
     check_stage(run, 'grpo', begun)
 
+# %% ../nbs/13_run.ipynb #65dd6a11
+def answers_now(
+    run: Run, # perhaps with predictions
+) -> None:
+    "Give stored predictions the paths that their photos have now"
+    from qponder.predict import read_predictions
+    from qponder.store import load_settled, rewrite
+    file, now = run.folder / 'evaluate' / 'predictions.jsonl', photos_now(run)
+    stored = load_settled(file, read_predictions)
+    if not any(now(p.path) != p.path for p in stored): return
+    rewrite(file, read_predictions, lambda some: (replace(p, path=now(p.path)) for p in some))
+
 # %% ../nbs/13_run.ipynb #348dcff6
 def evaluate_stage(
     run: Run, # with both trainings finished
@@ -128,6 +146,7 @@ def evaluate_stage(
         device = best_device()
         base = load_trainee(base, replace(how, quantise='none'), device, rating_dtype(device))
     students = {'base': base} | trained
+    answers_now(run)
     evaluate(students, p.train, p.val, p.test, run.folder / 'evaluate', stages['reward'], distilled=stages['distill'])
 
 # %% ../nbs/13_run.ipynb #b8d132fb
@@ -157,11 +176,11 @@ def check_student(
     "`QPonderError` if there is no such student, unless its cold start is finished"
     from transformers import AutoConfig
 
-    from qponder.fast import as_source, checkpoint
+    from qponder.fast import as_source
     from qponder.see import check_tower
     if is_done(run, 'cold-start'): return
     name = run.settings.common.student
-    source = checkpoint(name)
+    source = find_student(name)
     try: config = AutoConfig.from_pretrained(as_source(source))
     except (OSError, ValueError) as e:
         why = 'its config.json is missing or damaged' if source.is_dir() else 'it is not here, nor can it be fetched'

@@ -107,7 +107,7 @@ class ServedTeacher:
         seed: int = 0, # of its words, for servers that honour it
         messages: Callable[[Any], list[dict]] = chat, # builds the chat messages; `readers.judge_messages`: a judge
     ):
-        if not settings.model: raise QPonderError('model is not set: name the model as the server does (served_model)')
+        if not settings.model: raise QPonderError('served_model is not set: name the model as the server does')
         self.settings, self.seed, self.at_once = settings, seed, settings.at_once
         self.asked = self.answered = self.unanswered_in_a_row = self.tokens_in = self.tokens_out = 0
         self.lock, self.turn, self.messages, self.unmetered = Lock(), 0., messages, False

@@ -183,6 +183,8 @@ class Common:
     seed: int = 0 # from 0
 
     def __post_init__(self):
+        for key in ('image_col', 'score_col'):
+            if not getattr(self, key): raise QPonderError(f'{key} must name a column of the CSV file')
         if self.seed < 0: raise QPonderError('seed must be 0 or more')
         if self.side and not 28 <= self.side <= 4096: raise QPonderError('side must be 0, or from 28 to 4096')
         if not .05 <= self.test_share <= .5: raise QPonderError('test_share must be from 0.05 to 0.5')

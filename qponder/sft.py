@@ -17,7 +17,7 @@ __all__ = ['LABELS', 'open_rows', 'asked', 'sft_row', 'level_row', 'both_ways', 
 # %% ../nbs/08_sft.ipynb #55dcc4e3
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -179,7 +179,8 @@ def beginning(
     seed: int, # of the training
     *settings: object, # dataclasses
 ) -> dict[str, object]: # name -> value, as JSON keeps them
-    "All that decides the outcome of a training, but the weights and the photos' pixels."
+    "All that decides the outcome of a training, but the weights and the photos' pixels; where photos lie does not."
+    lessons = (replace(x, path='') if getattr(x, 'image_sha', '') else x for x in lessons)
     text = student.model.config.get_text_config()
     shape = [getattr(text, k, None) for k in ('model_type', 'hidden_size', 'num_hidden_layers', 'vocab_size')]
     said = sha256('\n'.join(map(repr, lessons)).encode()).hexdigest()[:16]

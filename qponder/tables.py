@@ -66,7 +66,7 @@ class Report:
 # %% ../nbs/02a_tables.ipynb #621b53ee
 @dataclass(frozen=True)
 class CsvFormat:
-    "Where a CSV file keeps what, and on which scale; `QPonderError` unless low < high"
+    "Where a CSV file keeps what, and on which scale; `QPonderError` unless low < high and both columns have a name"
     image_col: str = 'image' # column with the photo's path, relative to the CSV file's folder
     score_col: str = 'mos' # column with the mean score
     low: float = 1. # lower end of the raters' scale
@@ -75,7 +75,10 @@ class CsvFormat:
     std_col: str | None = None # column with the spread of the raters; empty where unknown
     split_col: str | None = None # column that says train or test
 
-    def __post_init__(self): Scale(self.low, self.high)
+    def __post_init__(self):
+        Scale(self.low, self.high)
+        for key in ('image_col', 'score_col'):
+            if not getattr(self, key): raise DataError(f'{key} is empty: name a column of the CSV file')
 
 # %% ../nbs/02a_tables.ipynb #9271fe94
 def read_text(

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 
 from qponder import __version__, run, settings
 from qponder.cli import RUNS, SETTINGS, given, main, make_parser
+from qponder.filters import Record
 from qponder.parts import Parts, Run
 from qponder.photo import pristine
 from qponder.predict import Prediction
@@ -20,6 +22,7 @@ from qponder.scale import QPonderError
 from qponder.settings import Common
 from qponder.stage import Stage
 from qponder.store import write_records
+from qponder.tables import declare
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'PIL', 'matplotlib', 'pandas', 'scipy'}
@@ -82,6 +85,9 @@ def test_two_models_of_a_run_are_compared(tmp_path, capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| SRCC')]
     assert len(rows) == 1 and '| 1.000 [1.000, 1.000] |' in rows[0] and rows[0].endswith('| better |')
     assert main(['compare', file, file, '--models', 'a', 'b', 'c']) == 2 and '--models' in capsys.readouterr().err
+    (tmp_path/'report.html').write_text('<p>')
+    assert main(['compare', str(tmp_path/'report.html'), file]) == 2
+    assert "report.html: give a run's folder, or the predictions.jsonl in it" in capsys.readouterr().err
 
 
 WRONG = ([], ['rats'], ['rate'], ['run', '--preste', 'nano'], ['check'], ['base', 'x.onnx', 'a.png'],
@@ -101,7 +107,10 @@ def test_wrong_usage_is_code_2(args):
     (['sft', '--set', 'sft_epochs=-1'], ['sft_epochs = -1', 'command line']),
     (['run', '--set', 'sft_epochs'], ['KEY=VALUE']),
     (['run', '--low', 'deep'], ['low = deep', 'a number']),
-    (['run', '--set', 'teacher=served'], ['model is not set', 'served_model']),
+    (['run', '--set', 'teacher=served'], ['qponder: served_model is not set']),
+    (['run', '--set', 'student=nothere'], ['qponder: student = nothere: no such student ships with qponder (']),
+    (['check', 'a.csv', '--image-col='], ['image_col = : image_col must name a column']),
+    (['run', '--data', 'a.csv', '--low', '0', '--high', '9', '--score-col='], ['score_col = : score_col must name a']),
     (['sft', '--name', 'new'], ['cold-start needs distill/kept.jsonl', 'not finished']),
     (['report', '--name', 'none'], ['none', 'there is no run here']),
     (['report', '--preset', 'nanoo'], ['there is no preset [nanoo]']),
@@ -207,6 +216,14 @@ def test_init_writes_and_never_overwrites(here, capsys):
     assert 'already here' in capsys.readouterr().err and (here/'settings.ini').read_text() == 'mine'
 
 
+def test_init_where_nothing_can_be_written(here, monkeypatch, capsys):
+    def refuse(name, mode): raise PermissionError(errno.EACCES, 'Permission denied', name)
+    monkeypatch.setattr('builtins.open', refuse)
+    assert main(['init']) == 2
+    assert capsys.readouterr().err == ('qponder: settings.ini: cannot be written (Permission denied); choose a folder '
+                                       'of yours\n')
+
+
 def test_init_adds_layouts_to_what_is_there(here, capsys):
     (here/'settings.ini').write_text('mine')
     (here/'accelerate').mkdir()
@@ -226,18 +243,22 @@ def test_a_csv_that_is_not_there_keeps_nobody_from_the_next(here, capsys):
     assert said.err.startswith('qponder: b.csv: No such file') and said.err.count('\n') == 1
 
 
-@pytest.mark.parametrize('told, said', [(['--low', '1'], True), (['--low', '1', '--high', '5'], False)])
+@pytest.mark.parametrize('told, said', [
+    ([], 'low and high not given, 1 to 5 assumed'), (['--low', '0'], 'high not given, 0 to 5 assumed'),
+    (['--high', '100'], 'low not given, 1 to 100 assumed'), (['--low', '1', '--high', '5'], None)])
 def test_check_says_which_scale_it_took_for_granted(here, capsys, told, said):
     Path('a.csv').write_text(f'image,mos\n{pristine()[0]},3\n')
     main(['check', 'a.csv', *told])
-    assert ('scale not given, 1 to 5 assumed' in capsys.readouterr().out) == said
+    assert [line.strip() for line in capsys.readouterr().out.splitlines() if 'assumed' in line] == [
+        f'{said}; a run needs --low and --high'] * bool(said)
 
 
 @pytest.mark.parametrize('problems, code', [([], 0), (['row 3: no photo'], 1)])
 def test_check(here, monkeypatch, capsys, problems, code):
     class Report(SimpleNamespace):
         def __str__(self): return f'{self.csv} {self.low} {self.higher_is_better}: {len(self.problems)}'
-    fake('tables', monkeypatch, check_csv=lambda csv, **kw: Report(csv=csv, problems=problems, **kw))
+    fake('tables', monkeypatch, check_csv=lambda csv, **kw: Report(csv=csv, problems=problems, **kw),
+         declare=declare)
     assert main(['check', 'a.csv', '--low', '0', '--high', '9', '--lower-is-better']) == code
     assert capsys.readouterr().out == f'a.csv 0.0 False: {len(problems)}\n'
 
@@ -297,6 +318,34 @@ def test_rating_real_photos(here, capsys):
     assert bare['status'] == 'ok' and bare['reasoning'] == '' and 1 <= bare['expected'] <= 5
     assert bare['policy'] == '224x224' and main(['rate', photo, '--size', '100']) == 2
     assert 'multiple of 14 pixels' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('encoding, name, spelt', [
+    ('utf-8', 'caf\udce9.jpg', r'caf\udce9.jpg'), ('ascii', '写真.jpg', r'\u5199\u771f.jpg'),
+    ('cp1252', 'é写.jpg', 'é\\u5199.jpg')])
+def test_names_that_a_terminal_cannot_spell_are_escaped(here, monkeypatch, encoding, name, spelt):
+    said = TextIOWrapper(BytesIO(), encoding)
+    for wanted in (name, 'plain.jpg'): Path(wanted).write_bytes(pristine()[0].read_bytes())
+    monkeypatch.setattr(sys, 'stdout', said)
+    assert main(['rate', name, 'plain.jpg', '--score-only']) == 0
+    said.flush()
+    lines = said.buffer.getvalue().decode(encoding).splitlines()
+    assert [line.partition(':')[0] for line in lines] == [spelt, 'plain.jpg'] and ' of 5, ' in lines[0]
+
+
+def test_an_address_is_spelt_as_it_was_given_and_said_not_to_be_fetched(here, capsys):
+    assert main(['rate', 'http://x.y/a.jpg']) == 1
+    assert capsys.readouterr().out == ('http://x.y/a.jpg: no score (no such file; addresses are not fetched, download '
+                                       'it first)\n')
+
+
+def test_a_sheet_without_its_photos_says_so(here, capsys):
+    records = [Record(id=str(i), path=p, verdict='kept') for i, p in enumerate(('gone.jpg', str(pristine()[0])))]
+    write_records(Path('runs/nano/distill/traces.jsonl'), records)
+    assert main(['sheet']) == 0
+    page, gone = capsys.readouterr().out.splitlines()
+    assert page.startswith('sheet: ') and gone.startswith('1 of 2 pictures are missing from it, the first is gone.jpg:')
+    assert gone.endswith('and give `qponder sheet` again')
 
 
 def test_rate_without_photos(here, capsys):

@@ -70,11 +70,24 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize('address', ['https://a.org/b.jpg', Path('https://a.org/b.jpg')])
 def test_an_address_is_no_file(address):
-    refused(lambda: open_image(address), 'no such file; download it first')
+    refused(lambda: open_image(address), 'no such file; addresses are not fetched, download it first')
 
 
 def test_folder(tmp_path):
     refused(lambda: open_image(tmp_path), tmp_path.name, 'give the path of a photo')
+
+
+@pytest.mark.parametrize('name, why', [('a' * 300, 'File name too long'), ('file.png/b.png', 'Not a directory'),
+                                       ('loop.png', 'Too many levels of symbolic links')])
+def test_what_the_system_refuses_is_not_called_damaged(tmp_path, name, why):
+    (tmp_path/'file.png').touch()
+    (tmp_path/'loop.png').symlink_to('loop.png')
+    refused(lambda: open_image(tmp_path/name), f'{why}; give the path of a photo that may be read')
+
+
+@pytest.mark.parametrize('key', ['image_col', 'score_col'])
+def test_a_column_without_a_name(tmp_path, key):
+    refused(lambda: load_csv(tmp_path/'own.csv', **{key: ''}), f'{key} is empty: name a column')
 
 
 @pytest.mark.parametrize('keep', [.3, .6, .9])

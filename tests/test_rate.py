@@ -1,5 +1,7 @@
 "Rating: one photo, many photos, bad photos, and answers that hold no score."
+import errno
 import json
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -131,6 +133,37 @@ def test_order_of_a_pair_does_not_matter(rater):
 def test_folder_without_photos(tmp_path):
     (tmp_path/'notes.txt').write_text('none')
     with pytest.raises(QPonderError, match='no photo'): find_photos([tmp_path])
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    "Folders called closed refuse to be looked into, whoever asks."
+    def guarded(do):
+        def ask(path='.', *args, **kwargs):
+            if not isinstance(path, int) and 'closed' in Path(os.fsdecode(path)).parts[:-1 if do is os.stat else None]:
+                raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+            return do(path, *args, **kwargs)
+        return ask
+    for name in ('stat', 'scandir'): monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    monkeypatch.setattr('builtins.open', guarded(open))
+
+
+def test_what_cannot_be_opened_is_a_row_wherever_it_is_met(rater, tmp_path, closed):
+    for name in ('plain.jpg', 'closed/inner.jpg'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        Path.symlink_to(tmp_path/name, pristine()[0])
+    (tmp_path/'heart.heic').write_bytes(b'\0\0\0\x18ftypheic')
+    (tmp_path/'dead.png').symlink_to('nowhere.png')
+    (tmp_path/'linked').symlink_to(tmp_path)
+    named = [tmp_path/'closed'/'inner.jpg', tmp_path/'closed', 'a' * 300 + '.jpg']
+    rows = [*rate_many(rater, find_photos([*named, tmp_path]), reasons=False)]
+    found = {Path(r.path).name if i > 2 else i: r.error or r.status for i, r in enumerate(rows)}
+    refused = 'Permission denied; give the path of a photo that may be read'
+    assert [found[i].rpartition(': ')[2] for i in range(3)] == [refused, refused, refused.replace(
+        'Permission denied', 'File name too long')]
+    assert [*found][3:] == ['closed', 'dead.png', 'heart.heic', 'plain.jpg'] and found['plain.jpg'] == 'ok'
+    assert found['closed'].endswith(refused) and 'no such file' in found['dead.png']
+    assert 'is not an image in a known format; save it as JPEG or PNG' in found['heart.heic']
 
 
 def test_html_escapes_what_a_model_wrote():

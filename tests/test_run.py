@@ -2,6 +2,7 @@
 import errno
 import json
 import re
+import shutil
 from configparser import ConfigParser
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -776,6 +777,93 @@ def test_end_to_end_interrupted_in_every_stage_gives_the_same_numbers(photos, mo
     assert not [p for p in halting.rglob('checkpoint*')]
 
 
+def moved(here, there):
+    "The same photos in another place, listed in a CSV file of the same name, which is given back."
+    (there/'ph').mkdir(parents=True)
+    for photo in (here/'ph').iterdir(): shutil.copy(photo, there/'ph')
+    shutil.copy(here/'photos.csv', there)
+    shutil.rmtree(here)
+    return str(there/'photos.csv')
+
+
+@pytest.fixture
+def own(photos):
+    "Twelve rated photos of one's own, in a folder that may be moved."
+    Path('d/ph').mkdir(parents=True)
+    lines = Path('photos.csv').read_text().splitlines()
+    for i, line in enumerate(lines[1:], 1):
+        path, rest = line.split(',', 1)
+        shutil.copy(path, f'd/ph/{i}.jpg')
+        lines[i] = f'ph/{i}.jpg,{rest}'
+    Path('d/photos.csv').write_text('\n'.join(lines) + '\n')
+    return Path('d')
+
+
+def test_a_run_goes_on_when_its_photos_or_its_folder_have_moved(own, monkeypatch, capsys):
+    "Stopped in the cold start, it goes on from another place; stopped in the evaluation, from another working folder."
+    from qponder import predict, watch
+    from qponder.build import tiny_student
+    from qponder.model import save_student
+    args = ['--set', f'student={save_student(tiny_student(), Path("tiny").resolve())}', '--set', 'grpo_steps=0']
+    def stopped(*command, stop):
+        with monkeypatch.context() as patch:
+            stop(patch)
+            assert main([*command, *args]) == 130
+    assert main(['distill', '--data', 'd/photos.csv', *args]) == 0
+    stopped('sft', '--data', 'd/photos.csv', stop=fails(watch, 'validation', 2, KeyboardInterrupt()))
+    csv = moved(own, Path('e'))
+    assert main(['sft', '--data', csv, *args]) == 0
+    stopped('evaluate', '--data', csv, stop=fails(predict, 'write_records', 10, KeyboardInterrupt()))
+    here = Path.cwd().name
+    monkeypatch.chdir('..')
+    args += ['--settings', f'{here}/settings.ini', '--runs', f'{here}/runs']
+    assert main(['evaluate', '--data', moved(Path(here, 'e'), Path(here, 'f')), *args]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if 'goes on' in line] == [
+        'cold-start: goes on', 'evaluate: goes on']
+    stored = [(p.model, p.path) for p in predict.read_predictions(Path(here, 'runs/nano/evaluate/predictions.jsonl'))]
+    assert len(stored) == len({*stored}) and all(Path(path).exists() for _, path in stored)
+    figures = json.loads(Path(here, 'runs/nano/evaluate/metrics.json').read_text())
+    assert {m['photos'] for m in figures} == {5}
+
+
+def test_copies_of_one_size_move_with_their_run(own):
+    assert main(['distill', '--data', 'd/photos.csv', '--set', 'side=64']) == 0
+    settings = read_settings('nano', None, [f'data={moved(own, Path("e"))}', 'side=64'])
+    Path('runs').rename('elsewhere')
+    found = module.traces(Run(Path('elsewhere/nano'), settings))
+    assert found and {str(Path(r.path).parent) for r in found} == {str(Path('elsewhere/nano/photos'))}
+
+
+def test_each_trace_stays_with_its_photo_when_names_change(own, monkeypatch):
+    from qponder.photo import open_image
+    from qponder.teacher import image_sha
+    assert main(['distill', '--data', 'd/photos.csv', '--set', 'distill_spoiled=1']) == 0
+    rows = Path('d/photos.csv').read_text().replace('ph/', 'ph/x').replace('ph/x2.', 'ph/x0.').replace(
+        'ph/x1.', 'ph/x2.').replace('ph/x0.', 'ph/x1.')
+    for i in range(1, 13): Path(f'd/ph/{i}.jpg').rename(f'd/ph/x{ {1: 2, 2: 1}.get(i, i)}.jpg')
+    Path('d/photos.csv').write_text(rows)
+    settings = read_settings('nano', None, ['data=d/photos.csv', 'distill_spoiled=1'])
+    found = module.traces(Run(Path('runs/nano'), settings))
+    plain = [r for r in found if not r.damage]
+    assert len(plain) >= 2 and all(image_sha(open_image(r.path)) == r.image_sha for r in plain)
+    assert all(Path(r.path).is_file() for r in found)
+
+
+def test_without_a_list_of_photos_the_remedy_works_and_asks_nothing_again(own, monkeypatch, capsys):
+    from qponder import distill
+    assert main(['distill', '--data', 'd/photos.csv']) == 0
+    for kept in Path('runs/nano').glob('photos-*.txt'): kept.unlink()
+    csv = moved(own, Path('e'))
+    args = ['--data', csv, '--set', 'student=nano-ci', '--set', 'sft_epochs=0']
+    assert main(['run', *args]) == 2
+    err = capsys.readouterr().err
+    assert f'{Path("runs/nano/distill/kept.jsonl")}: {Path("d/ph")}' in err and 'distill.old' in err
+    Path('runs/nano/distill').rename('runs/nano/distill.old')
+    monkeypatch.setattr(distill, 'ask', Once(distill.ask, 1, AssertionError('asked again')))
+    assert main(['sft', *args, '--fresh']) == 2 and 'not finished' in capsys.readouterr().err
+    for stage in ('distill', 'sft'): assert main([stage, *args, '--fresh']) == 0
+
+
 OWN = 'def brevity(answers):\n    return [min(1, 10 / len(a.reasoning.split())) for a in answers]\n'
 
 
@@ -797,6 +885,7 @@ def test_a_reward_of_ones_own_from_the_settings_is_an_input_of_the_run(photos, c
 
 @pytest.mark.parametrize('lines, words', [
     (['reward_own=gone.py:f'], 'reward_own = gone.py:f: there is no file'),
+    (['reward_own=abc'], 'reward_own = abc: FUNCTION is missing: write FILE.py:FUNCTION'),
     (['reward_own=gone.module:f'], 'reward_own = gone.module:f: there is no module'),
     (['reward_own=my_rewards.py:levity'], "there is no function 'levity' in my_rewards.py"),
     (['reward_own=my_rewards.py:accuracy'], 'accuracy is a part of the reward already'),
