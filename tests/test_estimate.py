@@ -8,7 +8,8 @@ import pytest
 from qponder.adapt import limit_pixels
 from qponder.audit import promised
 from qponder.cli import PLAN, main
-from qponder.cost import GPUS, Plan, find_size, held, learning, photo_tokens
+from qponder.cost import (GPUS, Plan, compute_seconds, find_size, forward_flops, held, learning, photo_tokens,
+                          rollout_bytes, tower_bytes, vllm_seconds)
 from qponder.estimate import MARKS, estimate, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
@@ -94,6 +95,84 @@ def test_parts_add_up_and_shards_share(seven):
     for part in alone.parts[1:]:
         assert sum(v for k, v in part.memory.items() if k != 'total') == pytest.approx(part.memory['total'])
     for k in held(seven, BASE): assert spread.parts[1].memory[k] == pytest.approx(alone.parts[1].memory[k] / 8)
+
+
+def grpo(*lines, **plan):
+    return estimate(read_settings('qwen2.5-vl-7b', overrides=lines), Plan(7046, 512, 384, **plan)).parts[-1]
+
+
+def test_processes_that_each_hold_the_student_keep_gradients_twice(seven):
+    assert grpo(gpus=8).memory['buckets'] == pytest.approx(4 * learning(seven) / 1e9)
+    for plan in {}, dict(gpus=8, sharded=True): assert 'buckets' not in grpo(**plan).memory
+
+
+def test_four_bits_leave_embedding_and_head_in_bfloat16(seven):
+    tied, n = find_size('Qwen/Qwen2.5-VL-3B-Instruct'), 152_064 * 3584
+    weights = lambda size: held(size, Plan(1, lora=8, bits=4))['weights'] - 4 * learning(size, 8)
+    assert weights(seven) == pytest.approx(.516 * (seven.total - 2 * n) + 4 * n)
+    assert weights(tied) == pytest.approx(.516 * (tied.total - 151_936 * 2048) + 2 * 151_936 * 2048)
+
+
+def test_the_longest_answer_decides_about_memory_and_the_mean_about_hours():
+    short, long = grpo('grpo_max_completion_length=400'), grpo('grpo_max_completion_length=1600')
+    assert short.hours == long.hours and short.memory['total'] < long.memory['total']
+    few, many = (priced(f'distill_max_words={n}') for n in (400, 900))
+    assert few.parts[1].hours == many.parts[1].hours
+    assert few.parts[1].memory['total'] < many.parts[1].memory['total'] and many.said.longest == 900 * 1.35 + 12
+
+
+def test_a_colocated_vllm_is_beside_what_learns_and_nothing_is_written_by_transformers():
+    off, here = grpo('grpo_vllm=off'), grpo('grpo_vllm=colocate', 'grpo_vllm_memory=.25')
+    assert here.memory['vllm'] == .25 * 80 and 'cache' in off.memory and not {'cache'} & {*here.memory}
+    rest = {k: v for k, v in here.memory.items() if k not in ('vllm', 'total')}
+    assert sum(rest.values()) + 20 == pytest.approx(here.memory['total']) and 'vLLM' in here.note
+    assert here.rows == off.rows and grpo('grpo_vllm=colocate', 'grpo_vllm_memory=.5').hours < off.hours
+
+
+def test_with_vllm_rollouts_are_read_once_more(seven):
+    "By hand: KL, the old policy, and an update; prompts are read, and 128 answers of 282 tokens written, all at once."
+    plan, said, rounds = Plan(7046, 512, 384), estimate(PAPER, Plan(7046, 512, 384)).said, 4400
+    assert (said.prompt, said.answer) == (340, 282)
+    once = compute_seconds(128 * forward_flops(seven, 252, 622, 282), plan)
+    room = int((.5 * 80e9 - 2 * seven.total) // (4 * 28 * 512 * (340 + 282)))
+    reads = compute_seconds(128 * forward_flops(seven, 252, 340, 1), plan)
+    writes = reads + vllm_seconds(seven, plan, 128, room, 340, 282)
+    assert grpo('grpo_vllm=colocate', 'grpo_vllm_memory=.5').hours == pytest.approx(
+        rounds * ((4 + 2) * once + writes) / 3600)
+
+
+def test_a_server_needs_gpus_of_its_own_and_they_are_paid():
+    off, there = grpo(), grpo('grpo_vllm=server', hourly=3.)
+    assert 'vllm' not in there.memory and there.price == pytest.approx(there.hours * 2 * 3)
+    assert 'at least 1 x a100' in there.note and 'cache' in off.memory
+    large = grpo('grpo_vllm=server', 'student=Qwen/Qwen2.5-VL-32B-Instruct', gpu='4090')
+    assert 'at least 4 x 4090' in large.note and large.price == pytest.approx(large.hours * 5 * 2)
+
+
+def test_a_vllm_that_cannot_hold_the_student():
+    with pytest.raises(QPonderError, match='grpo_vllm_memory = 0.3.*set grpo_vllm = server'):
+        grpo('grpo_vllm=colocate', gpu='4090')
+
+
+def test_traffic_by_hand(seven):
+    "A100s: rings over links of 300 GB/s in a machine and 200 GB/s between machines, of which 70% are got."
+    gathered, n = 2 * seven.total, learning(seven)
+    assert grpo().traffic == 0
+    assert grpo(gpus=8).traffic == pytest.approx(4400 * 2 * 7 / 8 * 4 * n / 210e9 / 3600)
+    turns, times = 2, 4400 * 7 / 8 / 210e9 / 3600
+    part = grpo(gpus=8, sharded=True)
+    assert part.traffic == pytest.approx(times * (turns * (2 * gathered + 2 * n) + (turns + 1) * gathered))
+    assert span(times * 282 * gathered) in part.note and 'FSDP2' in part.note
+    assert grpo(gpus=16, sharded=True).traffic == pytest.approx(
+        4400 * 15 / 16 / 140e9 / 3600 * (2 * gathered + 2 * n + 2 * gathered))
+
+
+def test_rollouts_hold_all_their_photos(seven):
+    "By hand: 37 x 27 tokens of four patches; of each patch 2 x 3 x 14 x 14 pixels, and 38 bytes for each of 1280."
+    pixels, looks = 128 * 999 * 4 * 1176 * 4, 128 * 999 * 4 * 38 * 1280
+    assert tower_bytes(seven, 128 * 999) == (pixels, looks)
+    parts = rollout_bytes(seven, Plan(1, gpus=8, sharded=True), 128, 1087, 1024, 999)
+    assert sum(parts.values()) >= pixels + looks + 2 * seven.total
 
 
 def test_small_photos_are_fewer_tokens(seven):
