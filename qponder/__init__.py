@@ -12,7 +12,7 @@ Modules:
 - `qponder.claims`: The words for faults and their degrees, and a reader that finds them in free text
 - `qponder.compare`: Two runs, the same test photos: is one better, and by more than noise?
 - `qponder.consistency`: Consistency rewards: rules that measure whether the reasoning leads to the score and describes the photo, and gates that decide what is paid
-- `qponder.cost`: What a student takes: parameters, tokens, bytes and operations of a step, by arithmetic
+- `qponder.cost`: What a student takes of a GPU's memory, in training and when it writes, moment by moment
 - `qponder.custom`: A reward of your own: a function in a file, named in the settings, checked before it is paid
 - `qponder.data`: Rated photographs: dataset cards, the sample that ships, splits, and a check for leaks
 - `qponder.decode`: Greedy decoding for nano, and the expected score: the mean over the scores that an answer might have had
@@ -56,6 +56,8 @@ Modules:
 - `qponder.shards`: Rate or distill millions of photos in shards, with many workers, and do nothing twice
 - `qponder.share`: The rollouts of a photo share one encoding of the photo and of the prompt
 - `qponder.sheet`: One page of kept and dropped traces beside their photos, to look through before training
+- `qponder.size`: How large a student is: parameters, and the tokens that a photo becomes
+- `qponder.speed`: How long a student takes to learn and to write: operations, bytes moved, traffic between GPUs
 - `qponder.spoil`: Known damage as lessons: drawn by chance, in ordered pairs, and done or undone
 - `qponder.stage`: A run folder, its stages, and the manifest that makes each of them repeatable
 - `qponder.store`: Lines of JSON that survive a kill, a full disk and two writers

@@ -1,6 +1,6 @@
 """Estimates before a run: GPU memory, tokens, hours and cost
 
-Before renting eight GPUs one wants to know whether the student fits, and what it will cost. What a step takes is [counted](12f_cost.ipynb);
+Before renting eight GPUs one wants to know whether the student fits, and what it will cost. What a step takes is [counted](12g_cost.ipynb);
 this page adds up a run, the teacher and the judge included, from the settings and a few assumptions: how well a GPU is used, how
 long an answer gets. It prints the assumptions next to every result. The results are
 *estimates*: what a student holds has been checked on small ones, time and traffic are arithmetic on data sheets, and nothing has been checked on a GPU."""
@@ -20,15 +20,16 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .cost import (MACHINE, SERVER, VLLM, Plan, Size, compute_seconds, end_bytes, find_size, forward_flops,
-                          held, learning, photo_tokens, ring_seconds, rollout_bytes, step_bytes, update_seconds,
-                          vllm_needs, vllm_seconds, write_seconds)
+from .cost import MACHINE, SERVER, VLLM, Plan, end_bytes, held, learning, rollout_bytes, step_bytes
 from .expert import expert_prompt, fill, words_asked
 from .marks import JUDGE
 from .objectives import mixed
 from .processes import shared, shared_groups
 from .scale import QPonderError
 from .settings import Settings
+from .size import Size, find_size, photo_tokens
+from .speed import (compute_seconds, forward_flops, ring_seconds, update_seconds, vllm_needs, vllm_seconds,
+                           write_seconds)
 from .trace import student_prompt
 
 # %% ../nbs/13b_estimate.ipynb #57cf01d0

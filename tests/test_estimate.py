@@ -8,13 +8,14 @@ import pytest
 from qponder.adapt import limit_pixels
 from qponder.audit import promised
 from qponder.cli import PLAN, main
-from qponder.cost import (GPUS, Plan, compute_seconds, find_size, forward_flops, held, learning, photo_tokens,
-                          rollout_bytes, tower_bytes, vllm_seconds)
+from qponder.cost import GPUS, Plan, held, learning, rollout_bytes, tower_bytes
 from qponder.estimate import MARKS, estimate, span
 from qponder.fast import checkpoint
 from qponder.model import save_student
 from qponder.scale import QPonderError
 from qponder.settings import read_settings
+from qponder.size import find_size, photo_tokens
+from qponder.speed import compute_seconds, forward_flops, vllm_seconds
 from qponder.tiny import tiny_vlm
 
 PAPER = read_settings('qwen2.5-vl-7b', overrides=['served_price_in=1', 'served_price_out=2'])
@@ -76,7 +77,7 @@ def test_an_adapter_of_rank_one_is_what_peft_makes(seven):
     from peft import get_peft_model
 
     from qponder.adapt import StudentSettings, adapter_config
-    from qponder.cost import QWEN, hollow
+    from qponder.size import QWEN, hollow
     model = hollow(QWEN['7B'])
     made = get_peft_model(model, adapter_config(model, StudentSettings(lora_rank=1)))
     assert made.num_parameters(only_trainable=True) == seven.lora == learning(seven, 1)
