@@ -42,6 +42,7 @@ Modules:
 - `qponder.photo`: Photos decoded as a viewer would show them, or refused with the reason
 - `qponder.predict`: Each answer about each photo, stored with the text that it was read from
 - `qponder.processes`: Runs on several processes: ranks, who writes files, and how an update is divided
+- `qponder.questions`: What a teacher is asked about a photo: which prompt, what it is told, and the fingerprint of a question
 - `qponder.rank`: Rank rewards: are photos scored in the order, or at the distance, in which people put them?
 - `qponder.rate`: Rate one photo, two photos or a folder: a quality score with reasons
 - `qponder.readers`: Learned readers of the reasoning, in place of rules: a text regression, the student's own likelihood, a judge model

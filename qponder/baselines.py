@@ -21,11 +21,11 @@ from scipy.optimize import brentq
 from scipy.special import gamma
 from skimage.color import rgb2gray
 
-from .distill import _open, _rows
 from .faults import features
 from .measure import measure
 from .photo import ImageError
-from .predict import Prediction, _base
+from .predict import Prediction, about_row
+from .questions import closed_rows, open_row
 from .scale import HIGH, LOW, QPonderError
 from .teacher import image_sha
 
@@ -36,8 +36,8 @@ def _train(
 ) -> tuple[np.ndarray, np.ndarray]: # features (photos, n) and human scores (photos,)
     "Features and scores of the training photos; ImageError for one that cannot be opened"
     seen = []
-    for row in _rows(rows):
-        photo = _open(row)
+    for row in closed_rows(rows):
+        photo = open_row(row)
         if isinstance(photo, ImageError): raise photo
         seen.append((look(photo), float(row['score'])))
     return np.array([x for x, _ in seen]), np.array([y for _, y in seen])
@@ -50,7 +50,7 @@ def constant(
     train: Iterable[Mapping[str, Any]], # path, score and image
 ) -> Scorer: # photos -> the same score for all
     "The mean of the training scores"
-    mean = float(np.mean([r['score'] for r in _rows(train)]))
+    mean = float(np.mean([r['score'] for r in closed_rows(train)]))
     return lambda photos: np.full(len(photos), mean)
 
 # %% ../nbs/09c_baselines.ipynb #4d91341a
@@ -197,8 +197,8 @@ def score_with(
 ) -> list[Prediction]: # one per row
     "Predictions of a model that gives scores without words, at six decimals: what lies beyond is rounding errors"
     out = []
-    for row in _rows(rows):
-        base, photo = _base(row, model, split), _open(row)
+    for row in closed_rows(rows):
+        base, photo = about_row(row, model, split), open_row(row)
         if isinstance(photo, ImageError): out.append(Prediction(**base, status='unreadable', note=str(photo)))
         else: out.append(Prediction(**base, greedy=round(float(scorer([photo])[0]), 6)))
     return out

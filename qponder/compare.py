@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluate import _mean, compare, in_order, unique
+from .evaluate import compare, in_order, mean_of, unique
 from .metrics import Interval, bootstrap, plcc, srcc
-from .predict import (Prediction, Which, read_predictions, stand_ins, tell_stand_ins, together,
-                             values)
+from .predict import Prediction, Which, read_predictions, stand_ins, tell_stand_ins, together, values
 from .scale import QPonderError
 
 # %% ../nbs/10a_compare.ipynb #d24714dd
@@ -55,7 +54,7 @@ def contrast_words(
     "The mean agreement of the reasoning with score and photo. Raises QPonderError as `in_order` does"
     other = in_order(one, other)
     earned = [np.array([p.reward.get('agreement', 0.) for p in some]) for some in (one, other)]
-    mean = lambda x: bootstrap(_mean, x, x, n, groups=together(one, other))
+    mean = lambda x: bootstrap(mean_of, x, x, n, groups=together(one, other))
     return Contrast('agreement', *map(mean, earned), mean(earned[1] - earned[0]))
 
 # %% ../nbs/10a_compare.ipynb #a95c315b

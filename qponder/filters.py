@@ -9,7 +9,7 @@ and every dropped record says which filter dropped it."""
 # %% auto #0
 __all__ = ['FILTERS', 'FORBIDDEN', 'Record', 'load_records', 'check_asked', 'DistillSettings', 'record_filter', 'grammar', 'gap',
            'length', 'numbers', 'forbidden_kind', 'forbidden', 'aspects', 'agreement', 'repeated', 'repeats', 'marked',
-           'faithful', 'apply_filters']
+           'faithful', 'target_of', 'apply_filters']
 
 # %% ../nbs/04b_filters.ipynb #561b4aac
 import re
@@ -257,7 +257,7 @@ def faithful(
     return marks is None or marks.fidelity >= settings.min_fidelity and marks.consistency >= settings.min_consistency
 
 # %% ../nbs/04b_filters.ipynb #be09a9fc
-def _target(
+def target_of(
     record: Record, # with status and the teacher's score
     settings: DistillSettings, # label and decimals
 ) -> float | None: # on 1-5; None if there is none
@@ -276,6 +276,6 @@ def apply_filters(
     far = abs(said - human) if said is not None and human is not None else None
     far = far and round(far, 4)
     record = replace(record, status=str(read.status), teacher_score=said, gap=far, label=settings.label)
-    record = replace(record, target=_target(record, settings))
+    record = replace(record, target=target_of(record, settings))
     failed = next((name for name, keep in FILTERS.items() if not keep(record, settings)), 'kept')
     return replace(record, verdict=failed, target=record.target if failed == 'kept' else None)

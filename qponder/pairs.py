@@ -24,10 +24,11 @@ import pandas as pd
 from datasets import Dataset
 from PIL import Image
 
-from .distill import Answers, Trial, Unanswered, _open, _said, ahead, fingerprint, teacher_seed
+from .distill import Answers, Trial, Unanswered, ahead
 from .expert import expert_prompt, fill
 from .filters import FILTERS, DistillSettings, Record
 from .photo import ImageError
+from .questions import answer_of, fingerprint, open_row, teacher_seed
 from .scale import QPonderError
 from .teacher import Request, Teacher, image_sha
 from .trace import parse_preference, prompt_hash
@@ -77,7 +78,7 @@ def ask_pair(
     "Put two photos to a teacher and keep what it says"
     prompt = expert_prompt('pair', settings.language, settings.tell, settings.ask_words)
     text = fill(prompt, choice=record.people).text
-    raw = _said(teacher, Request(images[0], record.path, text=text, other=images[1]))
+    raw = answer_of(teacher, Request(images[0], record.path, text=text, other=images[1]))
     return replace(record, image_sha=image_sha(images[0]), raw=raw, teacher=teacher.name, seed=teacher_seed(teacher),
                    prompt=prompt.name, prompt_hash=prompt_hash(prompt))
 
@@ -92,7 +93,7 @@ def _pair(
     "The record of two photos in one order"
     (one, two), people = rows, people_prefer(*(r['score'] for r in rows), margin)
     about = dict(path=one['path'], score=one['score'], other=two['path'], other_score=two['score'], people=people)
-    images = tuple(map(_open, rows))
+    images = tuple(map(open_row, rows))
     for bad in (i for i in images if isinstance(i, ImageError)):
         return PairRecord(**about, verdict='unreadable', note=str(bad))
     prompt = prompt_hash(expert_prompt('pair', settings.language, settings.tell, settings.ask_words))

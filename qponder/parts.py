@@ -127,7 +127,7 @@ class Run:
         if common.teacher == 'served':
             from qponder.served import ServedTeacher
             return ServedTeacher(stages['served'], common.seed)
-        from qponder.distill import check_heeds
+        from qponder.questions import check_heeds
         from qponder.teacher import MeasuredTeacher
         return check_heeds(MeasuredTeacher(seed=common.seed), stages['distill'])
 

@@ -8,7 +8,7 @@ an unreadable photo is a reported row, never another image."""
 
 # %% auto #0
 __all__ = ['Which', 'Prediction', 'said', 'stand_ins', 'tell_stand_ins', 'ends', 'values', 'together', 'read_predictions',
-           'check_rows', 'resume', 'predict']
+           'about_row', 'check_rows', 'resume', 'predict']
 
 # %% ../nbs/09b_predict.ipynb #80542edc
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +21,11 @@ import numpy as np
 
 from .claims import claims
 from .data import families
-from .distill import _open, _rows, faults_to_tell
+from .distill import faults_to_tell
 from .faults import Calibration
 from .filters import DistillSettings
 from .photo import ImageError
+from .questions import closed_rows, open_row
 from .reward import RewardSettings, reward
 from .scale import HIGH, LOW, QPonderError
 from .store import load_lines, load_settled, rewrite, write_records
@@ -133,7 +134,7 @@ def _read_answer(
                       level=claims(read.reasoning).level if read.reasoning else None)
 
 # %% ../nbs/09b_predict.ipynb #a372e866
-def _base(
+def about_row(
     row: Mapping[str, Any], # path, score, and mos where known
     model: str, # the row's name in tables
     split: str, # train, val or test
@@ -154,11 +155,11 @@ def _predict_batch(
     look: Callable[[Mapping[str, Any], Any], dict[str, int]], # row, photo -> what is wrong with it
 ) -> list[Prediction]: # in the order of the rows
     "Open photos, ask about those that can be opened, read the answers"
-    photos = [_open(r) for r in rows]
+    photos = [open_row(r) for r in rows]
     answers = iter(ask(student, [p for p in photos if not isinstance(p, ImageError)]))
     out = []
     for row, photo in zip(rows, photos):
-        base = _base(row, model, split)
+        base = about_row(row, model, split)
         if isinstance(photo, ImageError): out.append(Prediction(**base, status='unreadable', note=str(photo))); continue
         out.append(_read_answer(base, next(answers), look(row, photo), settings))
     return out
@@ -203,7 +204,7 @@ def resume(
     kept = keep(stored)
     if len(kept) < len(stored): rewrite(out, read_predictions, keep)
     done = {p.path: p for p in kept if (p.model, p.split) == (model, split)}
-    rows = list(_rows(rows))
+    rows = list(closed_rows(rows))
     check_rows(rows, done, out)
     todo = [r for r in rows if r['path'] not in done]
     for i in range(0, len(todo), batch_size):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from .distill import keep_table
-from .evaluate import _mean, compare, in_order
-from .figures import MODELS, _PANELS, card, draw_curves, draw_scatter, extremes, group, svg, with_words
+from .evaluate import compare, in_order, mean_of
+from .figures import MODELS, PANELS, card, draw_curves, draw_scatter, extremes, group, svg, with_words
 from .filters import load_records
 from .metrics import Interval, bootstrap
 from .photo import ImageError, open_image
@@ -51,7 +51,7 @@ def paid(
     "By how much one model earns more, photo by photo; failures earn nothing. Raises QPonderError as `in_order` does"
     other = in_order(one, other)
     more = np.array([p.reward.get(part, 0.) - q.reward.get(part, 0.) for p, q in zip(one, other)])
-    return bootstrap(_mean, more, more, groups=together(one, other))
+    return bootstrap(mean_of, more, more, groups=together(one, other))
 
 # %% ../nbs/12_report.ipynb #efe9bcfb
 def verdict(
@@ -232,7 +232,7 @@ def training(
     if not rows: return f'<h2>{title}</h2>{missing("The log is", command)}'
     unfinished = '' if (run / stage / 'manifest.json').is_file() else ' <b>This stage is not finished.</b>'
     alarms = [f'Step {r["step"]}: {r["warning"]}' for r in rows if 'warning' in r]
-    drawing = svg(lambda f: draw_curves(f, rows, _PANELS[stage]), stage, f'training curves of {stage}')
+    drawing = svg(lambda f: draw_curves(f, rows, PANELS[stage]), stage, f'training curves of {stage}')
     return f'<h2>{title}</h2><p>{text}{unfinished}</p>{drawing}{"".join(map(alarm, alarms))}'
 
 # %% ../nbs/12_report.ipynb #2798101a

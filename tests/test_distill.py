@@ -22,6 +22,7 @@ from qponder.distill import Unanswered, distill, keep_table
 from qponder.filters import (FILTERS, FORBIDDEN, DistillSettings, Record, apply_filters, forbidden_kind, load_records,
                              repeated)
 from qponder.marks import Marks, judge_prompt, read_marks
+from qponder.questions import open_row
 from qponder.scale import LEVELS, QPonderError, level, level_centre
 from qponder.teacher import SUBJECTS, MeasuredTeacher, Request, combine, main_fault, tone, write_reasoning
 from qponder.trace import Trace, parse, render, strip_numbers, well_formed
@@ -230,9 +231,9 @@ glass.putalpha(Image.linear_gradient('L').resize((64, 64)))
 def test_a_picture_in_memory_is_seen_as_it_is_in_a_file(tmp_path, image):
     image.save(tmp_path/'x.png', exif=image.info.get('exif', b''))
     row = dict(path=str(tmp_path/'x.png'))
-    filed, kept = module._open(row), module._open(row | dict(image=image))
+    filed, kept = open_row(row), open_row(row | dict(image=image))
     assert kept.mode == 'RGB' and np.array_equal(filed, kept) and np.ptp(np.asarray(kept)) > 200
-    stored = module._open(row | dict(image=dict(bytes=(tmp_path/'x.png').read_bytes())))
+    stored = open_row(row | dict(image=dict(bytes=(tmp_path/'x.png').read_bytes())))
     assert np.array_equal(filed, stored)
 
 
