@@ -120,6 +120,11 @@ class TestModule:
         bad = [c for c in code(page) if exported(c) and wrong.search(c.source)]
         assert not bad, f'imports from its own or a larger number:{listed(bad)}'
 
+    def test_private_names_stay_at_home(self, page):
+        private = re.compile(r'from qponder\.\w+ import (?:[^()\n]*|\([^)]*)\b_[A-Za-z]')
+        bad = [c for c in code(page) if exported(c) and private.search(c.source)]
+        assert not bad, f'imports a private name of another module:{listed(bad)}'
+
 
 class TestModules:
     def test_one_definition_to_a_cell(self):
