@@ -257,11 +257,10 @@ def leave_word(
 # %% ../nbs/12e_stage.ipynb #1d7cdca5
 def heed(
     folder: Path, # of a run
-    since: float = BEGUN, # seconds since 1970; what is older is of an earlier start
 ) -> None:
-    "`QPonderError` if the first process has left word that it failed"
+    "`QPonderError` if the first process has left word that it failed, since this one began"
     note = folder / 'failed.json'
-    try: told = json.loads(note.read_text(encoding='utf-8'))['error'] if note.stat().st_mtime >= since else ''
+    try: told = json.loads(note.read_text(encoding='utf-8'))['error'] if note.stat().st_mtime >= BEGUN else ''
     except (OSError, ValueError): return
     if told: raise QPonderError(f'the first process has failed, and nothing is left to wait for: {told}')
 

@@ -110,6 +110,16 @@ def test_the_first_works_and_the_others_wait(tmp_path):
     assert json.loads((tmp_path/'run'/'together'/'manifest.json').read_text())['starts'] == 1
 
 
+def test_those_on_other_machines_hear_of_a_failure(tmp_path):
+    fails = STAGES.replace("(run.folder/'alone'/'result.txt').write_text('1')", "raise ValueError('the teacher is gone')")
+    def start(rank): return subprocess.Popen([sys.executable, '-c', fails, str(tmp_path)], text=True,
+                                            stderr=subprocess.PIPE, env=ENV | {'RANK': str(rank), 'WORLD_SIZE': '2'})
+    both = [start(1), start(0)]
+    said = [p.communicate(timeout=600)[1] for p in both]
+    assert all(p.returncode for p in both)
+    assert 'nothing is left to wait for: the teacher is gone' in said[0]
+
+
 CONFIGS = sorted((ROOT/'qponder'/'configs').glob('*.yaml'))
 
 
