@@ -111,8 +111,9 @@ def test_the_first_works_and_the_others_wait(tmp_path):
 
 
 def test_those_on_other_machines_hear_of_a_failure(tmp_path):
-    fails = STAGES.replace("(run.folder/'alone'/'result.txt').write_text('1')", "raise ValueError('the teacher is gone')")
-    def start(rank): return subprocess.Popen([sys.executable, '-c', fails, str(tmp_path)], text=True,
+    works, fails = "(run.folder/'alone'/'result.txt').write_text('1')", "raise ValueError('the teacher is gone')"
+    script = STAGES.replace(works, fails)
+    def start(rank): return subprocess.Popen([sys.executable, '-c', script, str(tmp_path)], text=True,
                                             stderr=subprocess.PIPE, env=ENV | {'RANK': str(rank), 'WORLD_SIZE': '2'})
     both = [start(1), start(0)]
     said = [p.communicate(timeout=600)[1] for p in both]
