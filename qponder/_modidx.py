@@ -607,6 +607,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'qponder.photo': { 'qponder.photo.DataError': ('photo.html#dataerror', 'qponder/photo.py'),
                                'qponder.photo.ImageError': ('photo.html#imageerror', 'qponder/photo.py'),
                                'qponder.photo.img_html': ('photo.html#img_html', 'qponder/photo.py'),
+                               'qponder.photo.is_address': ('photo.html#is_address', 'qponder/photo.py'),
                                'qponder.photo.open_image': ('photo.html#open_image', 'qponder/photo.py'),
                                'qponder.photo.open_photo': ('photo.html#open_photo', 'qponder/photo.py'),
                                'qponder.photo.photo_view': ('photo.html#photo_view', 'qponder/photo.py'),

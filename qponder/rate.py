@@ -30,7 +30,7 @@ from PIL import Image
 from .claims import claims
 from .decode import SCORES, Generation, answer
 from .fast import checkpoint, fit, is_nano, load_nano, policy_of
-from .photo import Photo, img_html, open_photo
+from .photo import Photo, img_html, is_address, open_photo
 from .scale import HIGH, LOW, QPonderError, level, level_bounds
 from .trace import parse
 
@@ -291,8 +291,7 @@ def find_photos(
     found = []
     for place in several(places):
         if not str(place): raise QPonderError('an empty name is no photo: name a file or a folder')
-        address = str(place).startswith(('http://', 'https://')) # a Path would lose a slash
-        inside = photos_in(Path(place)) if os.path.isdir(place) else [place if address else Path(place)]
+        inside = photos_in(Path(place)) if os.path.isdir(place) else [place if is_address(place) else Path(place)]
         if not inside: raise QPonderError(f'{place}: no photo in this folder ({", ".join(sorted(PHOTOS))})')
         found += inside
     return found
